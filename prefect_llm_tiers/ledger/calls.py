@@ -1,0 +1,135 @@
+"""Attempts and what came of them: the way of every answer into the ledger."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import BigInteger, Connection, case, cast, insert, literal, null, select, update
+
+from prefect_llm_tiers.core.outcomes import Outcome
+from prefect_llm_tiers.core.runs import Lease, Recorded, StepRun, StepRunState
+from prefect_llm_tiers.core.tiers import Tier
+from prefect_llm_tiers.ledger import dialects
+from prefect_llm_tiers.ledger.database import Database, current
+from prefect_llm_tiers.ledger.recording import Found, record
+from prefect_llm_tiers.ledger.requests import counting, is_counting, number_requests
+from prefect_llm_tiers.ledger.schema import Instant, attempts, outcomes, requests
+
+__all__ = ["Calls", "add_attempts"]
+
+_listed = dialects.key_list()
+
+_ended = outcomes.alias("ended")
+
+_FOUND_CALLS = (
+    select(
+        _listed.c.key,
+        attempts.c.id,
+        attempts.c.request_id,
+        attempts.c.step_run,
+        attempts.c.replaces,
+        _ended.c.attempt_id,
+        counting.c.attempt_id,
+        requests.c.key,
+    )
+    .select_from(
+        _listed.join(attempts, attempts.c.id == cast(_listed.c.value, BigInteger))
+        .join(requests, requests.c.id == attempts.c.request_id)
+        .outerjoin(_ended, _ended.c.attempt_id == attempts.c.id)
+        .outerjoin(counting, is_counting)
+    )
+    .order_by(_listed.c.key)
+)
+
+
+def add_attempts(
+    connection: Connection,
+    database: Database,
+    keys: Sequence[str],
+    *,
+    step_run: int,
+    first_stamp: datetime,
+    batch_id: int | None,
+    tier: Tier,
+    at: datetime,
+) -> int:
+    """Add an open attempt for each key, in their order, and return the first's id; the others follow it.
+
+    An answer that was there before the step run first entered, `first_stamp`, is being asked again because
+    it is too old, and will be replaced. One that arrived since can be too old for nobody in this run: it
+    came between the caller's look and this write, and stands.
+    """
+    first = database.next_id(connection, attempts)
+    rows = select(
+        _listed.c.key + literal(first, BigInteger),
+        requests.c.id,
+        literal(step_run, BigInteger),
+        literal(batch_id, BigInteger),
+        literal(str(tier)),
+        case((counting.c.stamp < first_stamp, counting.c.attempt_id), else_=null()),
+        literal(at, Instant),
+    ).select_from(_listed.join(requests, requests.c.key == _listed.c.value).outerjoin(counting, is_counting))
+    connection.execute(
+        insert(attempts).from_select(
+            ["id", "request_id", "step_run", "batch_id", "tier", "replaces", "began_at"], rows
+        ),
+        {"keys": number_requests(connection, keys)},
+    )
+    return first
+
+
+class Calls:
+    """The live calls of a ledger."""
+
+    _database: Database
+
+    def begin_calls(self, keys: Sequence[str], *, run: StepRun, tier: Tier, lease: Lease, at: datetime) -> list[int]:
+        """Write down that live calls are about to be sent; return an attempt id for each key. A decision."""
+        with self._database.decide(lease) as connection:
+            number = current(connection, run, StepRunState.RUNNING)
+            first = add_attempts(
+                connection,
+                self._database,
+                keys,
+                step_run=number,
+                first_stamp=run.first_stamp,
+                batch_id=None,
+                tier=tier,
+                at=at,
+            )
+        return list(range(first, first + len(keys)))
+
+    def record_calls(self, outcomes: Sequence[tuple[int, Outcome]], *, at: datetime, stamp: datetime) -> Recorded:
+        """Write down what came of live calls, by attempt id. A fact.
+
+        The first answer of a key stands; a later one is a superseded attempt whose money is counted.
+        RETRY leaves the key open and counts a try for the attempt's step run if `counted`; FAILURE fails
+        it for that step run.
+        An attempt that has its outcome keeps it: telling it twice changes nothing.
+        """
+        numbers = dialects.keys_argument([str(attempt) for attempt, _ in outcomes])
+
+        def find(connection: Connection) -> Iterable[Found]:
+            for *found, key in connection.execute(_FOUND_CALLS, {"keys": numbers}).all():
+                if outcomes[found[0]][1].key == key:
+                    yield tuple(found)
+
+        return record(self._database, [outcome for _, outcome in outcomes], find, at=at, stamp=stamp)
+
+    def abandon_calls(self, *, run: StepRun, lease: Lease, at: datetime) -> int:
+        """Close every live call of a run that has no outcome as `billed_unknown`; return how many.
+
+        No try is counted: nothing came back. A late outcome for one of them still counts. A decision.
+        """
+        answered = select(outcomes.c.attempt_id).where(outcomes.c.attempt_id == attempts.c.id).exists()
+        with self._database.decide(lease) as connection:
+            number = current(connection, run)
+            return connection.execute(
+                update(attempts)
+                .where(
+                    attempts.c.step_run == number,
+                    attempts.c.batch_id.is_(None),
+                    attempts.c.closed.is_(None),
+                    ~answered,
+                )
+                .values(closed="abandoned", closed_at=at)
+            ).rowcount

@@ -1,0 +1,1 @@
+"""How a ledger's schema came to be, one revision after the other, from the first table on."""
