@@ -1,0 +1,100 @@
+"""The plan of a step run: made once, stored, and cut down to what turns out to be there."""
+
+import dataclasses
+from collections.abc import Callable
+
+import msgspec
+
+from prefect_llm_tiers.core.batches import Batch
+from prefect_llm_tiers.core.runs import Lease, RequestState, StepRun
+from prefect_llm_tiers.core.tiers import Tier
+from prefect_llm_tiers.engine.forecast import problem_of
+from prefect_llm_tiers.engine.job import Job, Ports
+from prefect_llm_tiers.engine.standing import Survey
+from prefect_llm_tiers.errors import RequestRejected
+from prefect_llm_tiers.planning.making import plan as make_plan
+from prefect_llm_tiers.planning.plan import Plan, StepPlan, decode_plan, encode_plan
+
+__all__ = ["StoredPlan"]
+
+MOST_FAILED_BATCHES = 3
+"""Batches that may come to nothing before the step stops sending any."""
+
+
+class StoredPlan:
+    """A step run's plan, as the ledger holds it."""
+
+    def __init__(self, job: Job, ports: Ports) -> None:
+        self._job = job
+        self._ports = ports
+
+    def read(self, run: StepRun, survey: Survey, *, lease: Lease) -> tuple[StepRun, Plan]:
+        """Return the plan that the first entry stored, or make and store it before anything is paid.
+
+        Raises:
+            DeadlineInfeasible: No allowed tier can meet the deadline.
+        """
+        if run.plan is not None:
+            return run, decode_plan(run.plan)
+        job, ports = self._job, self._ports
+        unsettled = survey.positions(RequestState.OPEN, RequestState.OUT)
+        problem = problem_of(
+            # The first entry's: a span that counts from "now" must not start again after a crash.
+            dataclasses.replace(job, deadline=run.deadline),
+            provider=ports.provider.name,
+            now=ports.clock.now(),
+            remaining=len(unsettled),
+            answered=len(job.spool.distinct) - len(unsettled),
+            input_bytes=job.spool.body_bytes(unsettled),
+        )
+        plan = make_plan(problem, infeasible=job.infeasible if len(unsettled) else "best_effort")
+        ports.watcher.planned(plan)
+        return self._store(run, plan, lease), plan
+
+    def without_batch(self, run: StepRun, plan: Plan, failed: list[Batch], *, lease: Lease) -> tuple[StepRun, Plan]:
+        """Give batch up when one after another comes to nothing: failed as a whole, lost, or without an answer.
+
+        Raises:
+            RequestRejected: No other tier is allowed.
+        """
+        if len(failed) < MOST_FAILED_BATCHES or plan.step(run.step).batch is None:
+            return run, plan
+        codes = sorted({code for batch in failed for code in batch.error_codes}) or ["no answers"]
+        self._ports.watcher.noticed(
+            f"{len(failed)} batches of step {run.step!r} came to nothing ({', '.join(codes)}); no more are sent."
+        )
+        return self._restrict(run, plan, lambda step: msgspec.structs.replace(step, batch=None), lease)
+
+    def without_tier(self, run: StepRun, plan: Plan, tier: Tier, *, lease: Lease) -> tuple[StepRun, Plan]:
+        """Give a live tier up that the provider does not offer for the model after all.
+
+        Raises:
+            RequestRejected: No other tier is allowed.
+        """
+        self._ports.watcher.noticed(
+            f"The provider does not offer {tier} for model {self._job.model!r}; it is not asked for again in this run."
+        )
+
+        def restrict(step: StepPlan) -> StepPlan:
+            sure = tuple((name, law) for name, law in step.sure if name is not tier)
+            return msgspec.structs.replace(step, sure=sure, flex=None if tier is Tier.FLEX else step.flex)
+
+        return self._restrict(run, plan, restrict, lease)
+
+    def _restrict(
+        self, run: StepRun, plan: Plan, restrict: Callable[[StepPlan], StepPlan], lease: Lease
+    ) -> tuple[StepRun, Plan]:
+        steps = tuple(restrict(step) if step.name == run.step else step for step in plan.steps)
+        plan = msgspec.structs.replace(plan, steps=steps)
+        step = plan.step(run.step)
+        if not step.sure and step.flex is None and step.batch is None:
+            msg = (
+                f"No tier is left for step {run.step!r} and model {self._job.model!r}: the provider does not offer "
+                "those allowed, or nothing came of its batches. Answers that came back are kept. Allow another tier "
+                "in tiers=, then run the flow again."
+            )
+            raise RequestRejected(msg)
+        return self._store(run, plan, lease), plan
+
+    def _store(self, run: StepRun, plan: Plan, lease: Lease) -> StepRun:
+        return self._ports.ledger.record_plan(run, encode_plan(plan), lease=lease, at=self._ports.clock.now())
