@@ -1,0 +1,1 @@
+"""Rows into requests, outcomes into columns; the only room that knows polars."""
