@@ -180,7 +180,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             waits = step.starts_at - self.made_at >= timedelta(minutes=1)
             starts = f"if it starts at {show_instant(step.starts_at, self.made_at)}: " if waits else ""
             reused = f", {step.answered:,} answered before" if step.answered else ""
-            own = self.due is not None and step.deadline is not None
+            own = self.due is not None and step.deadline not in (None, self.due)
             due = f" (due {show_instant(step.deadline, self.made_at)})" if own and step.deadline else ""
             lines.append(
                 f"{step.name:{width}}  {step.requests:,} requests{reused}; {starts}{self.show_legs(step)}{due}; "

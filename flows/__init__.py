@@ -1,0 +1,1 @@
+"""Flows that show the package at work, on real documents."""

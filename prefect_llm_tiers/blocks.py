@@ -1,0 +1,435 @@
+"""Providers and ledgers, as Prefect blocks: configured in the Blocks page, referred to by name.
+
+Keys live here and nowhere else. The blocks load no SDK: the server registers them at its start.
+"""
+
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from prefect.blocks.core import Block
+from pydantic import Field, SecretStr
+
+from prefect_llm_tiers.core.ports import Clock, Ledger, Provider
+from prefect_llm_tiers.errors import ConfigurationError
+from prefect_llm_tiers.planning.priors import LiveRate
+
+if TYPE_CHECKING:
+    from prefect_llm_tiers.simulator.simulation import Simulation
+
+__all__ = [
+    "AnthropicProvider",
+    "LedgerDatabase",
+    "OpenAIProvider",
+    "ProviderBlock",
+    "SimulatedProvider",
+    "load_ledger",
+    "load_provider",
+]
+
+_DOCUMENTATION = "https://github.com/prefect-llm-tiers/prefect-llm-tiers"
+_LOGO = "https://raw.githubusercontent.com/prefect-llm-tiers/prefect-llm-tiers/main/docs/images/logo.png"
+
+_SLUGS = ("openai-llm-provider", "anthropic-llm-provider", "simulated-llm-provider")
+
+
+class ProviderBlock:
+    """What a step asks of a provider's block."""
+
+    max_concurrency: int
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+
+    @property
+    def dialect_name(self) -> Literal["openai", "anthropic"]:
+        """Whose protocol the provider speaks; also the price book's provider id."""
+        raise NotImplementedError
+
+    def clock(self) -> Clock:
+        """Return the time that the provider lives in."""
+        from prefect_llm_tiers.engine.system import SystemClock
+
+        return SystemClock()
+
+    def open(self) -> Provider:
+        """Open the adapter; call inside the loop that will use it.
+
+        Raises:
+            ConfigurationError: A field of the block cannot work.
+        """
+        raise NotImplementedError
+
+    def rate(self, max_concurrency: int | None = None) -> LiveRate:
+        """Return how fast the account may go, at most `max_concurrency` calls at a time."""
+        return LiveRate(
+            concurrency=min(max_concurrency or self.max_concurrency, self.max_concurrency),
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+        )
+
+
+class OpenAIProvider(Block, ProviderBlock):
+    """An account at OpenAI, or at another host that speaks its protocol.
+
+    Example:
+        Load a stored account and use it in a step:
+        ```python
+        from prefect_llm_tiers import OpenAIProvider
+
+        provider = OpenAIProvider.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "OpenAI LLM Provider"
+    _block_type_slug: ClassVar[str] = _SLUGS[0]
+    _description: ClassVar[str] = "An account at OpenAI, or at a host that speaks its protocol."
+    _documentation_url: ClassVar[Any] = _DOCUMENTATION
+    _logo_url: ClassVar[Any] = _LOGO
+
+    api_key: SecretStr = Field(title="API key", description="The secret key; it is sent to the provider alone.")
+    organization: str = Field(
+        default="", title="Organisation", description="Organisation id, for a key that belongs to several."
+    )
+    project: str = Field(default="", title="Project", description="Project id, for a key that belongs to several.")
+    base_url: str = Field(
+        default="",
+        title="Base URL",
+        description="Root of another host's API, ending in /v1; empty for OpenAI's own.",
+    )
+    max_concurrency: int = Field(
+        default=64, ge=1, le=1000, title="Most calls at a time", description="Live calls in flight at most."
+    )
+    requests_per_minute: float | None = Field(
+        default=None,
+        gt=0,
+        title="Requests per minute",
+        description="The account's limit on live requests, if it is known.",
+    )
+    tokens_per_minute: float | None = Field(
+        default=None,
+        gt=0,
+        title="Tokens per minute",
+        description="The account's limit on live tokens, if it is known.",
+    )
+    account: str = Field(
+        default="",
+        title="Account name",
+        description="Name of the account in the ledger; empty for the one that the provider tells.",
+    )
+
+    @property
+    def dialect_name(self) -> Literal["openai", "anthropic"]:
+        """OpenAI's protocol."""
+        return "openai"
+
+    def open(self) -> Provider:
+        """Open the adapter over the official SDK; see `ProviderBlock.open`."""
+        from prefect_llm_tiers.providers.capabilities import Dialect
+        from prefect_llm_tiers.providers.opening import ProviderSpec, open_provider
+
+        return open_provider(
+            ProviderSpec(
+                dialect=Dialect.OPENAI,
+                api_key=self.api_key.get_secret_value(),
+                organization=self.organization or None,
+                project=self.project or None,
+                base_url=self.base_url or None,
+                account=self.account or None,
+            )
+        )
+
+
+class AnthropicProvider(Block, ProviderBlock):
+    """An account at Anthropic.
+
+    Example:
+        Load a stored account and use it in a step:
+        ```python
+        from prefect_llm_tiers import AnthropicProvider
+
+        provider = AnthropicProvider.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "Anthropic LLM Provider"
+    _block_type_slug: ClassVar[str] = _SLUGS[1]
+    _description: ClassVar[str] = "An account at Anthropic."
+    _documentation_url: ClassVar[Any] = _DOCUMENTATION
+    _logo_url: ClassVar[Any] = _LOGO
+
+    api_key: SecretStr = Field(title="API key", description="The secret key; it is sent to the provider alone.")
+    base_url: str = Field(
+        default="",
+        title="Base URL",
+        description="Root of another host's API, without /v1; empty for Anthropic's own.",
+    )
+    max_concurrency: int = Field(
+        default=64, ge=1, le=1000, title="Most calls at a time", description="Live calls in flight at most."
+    )
+    requests_per_minute: float | None = Field(
+        default=None,
+        gt=0,
+        title="Requests per minute",
+        description="The account's limit on live requests, if it is known.",
+    )
+    tokens_per_minute: float | None = Field(
+        default=None,
+        gt=0,
+        title="Tokens per minute",
+        description="The account's limit on live tokens, if it is known.",
+    )
+    account: str = Field(
+        default="",
+        title="Account name",
+        description="Name of the account in the ledger; empty for the one that the provider tells.",
+    )
+
+    @property
+    def dialect_name(self) -> Literal["openai", "anthropic"]:
+        """Anthropic's protocol."""
+        return "anthropic"
+
+    def open(self) -> Provider:
+        """Open the adapter over the official SDK; see `ProviderBlock.open`."""
+        from prefect_llm_tiers.providers.capabilities import Dialect
+        from prefect_llm_tiers.providers.opening import ProviderSpec, open_provider
+
+        return open_provider(
+            ProviderSpec(
+                dialect=Dialect.ANTHROPIC,
+                api_key=self.api_key.get_secret_value(),
+                base_url=self.base_url or None,
+                account=self.account or None,
+            )
+        )
+
+
+class SimulatedProvider(Block, ProviderBlock):
+    """A provider in a box, in simulated time: no key, no network, no bill.
+
+    Steps whose blocks name the same world share one provider and one clock, in which a day passes in a
+    moment. A world that was made beforehand, with `simulator.simulation.in_process`, is taken as it is by blocks
+    that say nothing else of it. With a base URL it is a served simulator (`prefect-llm-tiers simulate serve`)
+    instead, whose clock runs at the speed that the server tells.
+
+    Example:
+        Try a flow without a key:
+        ```python
+        from prefect_llm_tiers import SimulatedProvider
+
+        provider = SimulatedProvider.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "Simulated LLM Provider"
+    _block_type_slug: ClassVar[str] = _SLUGS[2]
+    _description: ClassVar[str] = "A provider in a box, in simulated time: no key, no network, no bill."
+    _documentation_url: ClassVar[Any] = _DOCUMENTATION
+    _logo_url: ClassVar[Any] = _LOGO
+
+    dialect: Literal["openai", "anthropic"] = Field(
+        default="openai", title="Dialect", description="Whose protocol it speaks."
+    )
+    world: str = Field(
+        default="default",
+        title="World",
+        description="Blocks that name the same world share a provider and a clock.",
+    )
+    seed: int = Field(default=0, title="Seed", description="Changes every draw of the world.")
+    batch_median_minutes: float = Field(
+        default=20.0,
+        gt=0,
+        title="Median of a batch (min)",
+        description="Median completion time of a batch in minutes.",
+    )
+    stuck_batches: str = Field(
+        default="",
+        title="Stuck batches",
+        description="Batches that get stuck, as 'anthropic:0': dialect and number from 0, separated by commas.",
+    )
+    base_url: str = Field(
+        default="", title="Base URL", description="URL of a served simulator; empty for one in this process."
+    )
+    max_concurrency: int = Field(
+        default=64, ge=1, le=1000, title="Most calls at a time", description="Live calls in flight at most."
+    )
+    requests_per_minute: float | None = Field(
+        default=None,
+        gt=0,
+        title="Requests per minute",
+        description="The account's limit on live requests, if it is known.",
+    )
+    tokens_per_minute: float | None = Field(
+        default=None,
+        gt=0,
+        title="Tokens per minute",
+        description="The account's limit on live tokens, if it is known.",
+    )
+
+    @property
+    def dialect_name(self) -> Literal["openai", "anthropic"]:
+        """The protocol that was chosen."""
+        return self.dialect
+
+    def simulation(self) -> "Simulation":
+        """Return the world in this process, to read its account.
+
+        Raises:
+            ConfigurationError: The block names a served simulator, or the world exists with other settings.
+        """
+        if self.base_url:
+            msg = (
+                f"The simulator at {self.base_url} is another process; its account is at "
+                f"{self.base_url.rstrip('/')}/_simulator/account."
+            )
+            raise ConfigurationError(msg)
+        from prefect_llm_tiers.simulator.settings import BatchLaw, WorldSettings
+        from prefect_llm_tiers.simulator.simulation import in_process
+
+        settings = WorldSettings(
+            seed=self.seed,
+            batch=BatchLaw(median_s=60 * self.batch_median_minutes),
+            stuck_batches=tuple(name.strip() for name in self.stuck_batches.split(",") if name.strip()),
+        )
+        # Fields that were all left alone say nothing of the world, so one that is there is shared.
+        return in_process(self.world, settings if settings != WorldSettings() else None)
+
+    def clock(self) -> Clock:
+        """Return the world's clock."""
+        if self.base_url:
+            from prefect_llm_tiers.simulator.clock import ScaledClock
+
+            return ScaledClock.of_server(self.base_url)
+        clock: Clock = self.simulation().clock
+        return clock
+
+    def open(self) -> Provider:
+        """Open the adapter, over the official SDK, into the simulator; see `ProviderBlock.open`."""
+        from prefect_llm_tiers.providers.capabilities import Dialect
+        from prefect_llm_tiers.providers.opening import ProviderSpec, open_provider
+
+        root = self.base_url.rstrip("/") or "http://localhost"
+        spec = ProviderSpec(
+            dialect=Dialect(self.dialect),
+            api_key="simulated",
+            base_url=f"{root}/v1" if self.dialect == "openai" else root,
+        )
+        return open_provider(spec, app=None if self.base_url else self.simulation().app)
+
+
+class LedgerDatabase(Block):
+    """Where requests, batches and answers are kept: a SQLite file, or a database that machines share.
+
+    Example:
+        Load a stored ledger and use it in a step:
+        ```python
+        from prefect_llm_tiers import LedgerDatabase
+
+        ledger = LedgerDatabase.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "LLM Ledger Database"
+    _block_type_slug: ClassVar[str] = "llm-ledger-database"
+    _description: ClassVar[str] = "Where requests, batches and answers are kept, so that nothing is paid for twice."
+    _documentation_url: ClassVar[Any] = _DOCUMENTATION
+    _logo_url: ClassVar[Any] = _LOGO
+
+    url: SecretStr = Field(
+        title="Location",
+        description="Path of a SQLite file, or a SQLAlchemy URL, which may hold a password.",
+    )
+
+    def open(self) -> Ledger:
+        """Open the ledger, once in this process.
+
+        Raises:
+            LedgerUnusable: It cannot be opened.
+        """
+        return _opened(self.url.get_secret_value())
+
+
+_OPEN: dict[str, Ledger] = {}
+_OPENING = threading.Lock()
+
+
+def _opened(location: str) -> Ledger:
+    """Return the process's one connection to a ledger: its writer takes turns among all threads."""
+    from prefect_llm_tiers.ledger.opening import open_ledger
+
+    with _OPENING:
+        if location not in _OPEN:
+            _OPEN[location] = open_ledger(location)
+        return _OPEN[location]
+
+
+def load_provider(provider: "ProviderBlock | str") -> ProviderBlock:
+    """Return a provider's block, loading it by name.
+
+    A name may carry its block type, as `anthropic-llm-provider/prod`; without one, every provider type is
+    tried.
+
+    Raises:
+        ConfigurationError: There is no such block, several types have one, its fields cannot be read, or it is
+            no provider.
+    """
+    if isinstance(provider, ProviderBlock):
+        return provider
+    if not isinstance(provider, str):
+        msg = f"provider= takes a provider block or the name of one, not {type(provider).__name__}."
+        raise ConfigurationError(msg)
+    names = [provider] if "/" in provider else [f"{slug}/{provider}" for slug in _SLUGS]
+    found = {name: block for name in names if (block := _load(name)) is not None}
+    if len(found) > 1:
+        msg = (
+            f"Several provider blocks are named {provider!r}, and only one can be meant. Name the type too: "
+            f"{' or '.join(map(repr, found))}."
+        )
+        raise ConfigurationError(msg)
+    for name, block in found.items():
+        if isinstance(block, ProviderBlock):
+            return block
+        msg = (
+            f"Block {name!r} is a {type(block).__name__}, which is no provider. Name an OpenAIProvider, an "
+            "AnthropicProvider or a SimulatedProvider."
+        )
+        raise ConfigurationError(msg)
+    msg = (
+        f"There is no provider block named {provider!r}. Create one in the Blocks page of the Prefect UI, or with "
+        f"OpenAIProvider(api_key=...).save({provider!r}); `prefect block ls` lists those there are."
+    )
+    raise ConfigurationError(msg)
+
+
+def load_ledger(ledger: LedgerDatabase | str | None) -> Ledger:
+    """Return an open ledger: a block's, the one at a path or URL, or the machine's default.
+
+    Raises:
+        LedgerUnusable: It cannot be opened.
+    """
+    from prefect_llm_tiers.settings import ledger_location
+
+    if isinstance(ledger, LedgerDatabase):
+        return ledger.open()
+    return _opened(ledger or ledger_location())
+
+
+def _load(name: str) -> Block | None:
+    """Return a stored block; None if there is none of that name."""
+    try:
+        loaded = Block.load(name, validate=True, _sync=True)  # type: ignore[call-arg]
+    except ValueError as error:
+        if "Unable to find block document" in str(error):
+            return None
+        raise ConfigurationError(_unreadable(name, error)) from None
+    except RuntimeError as error:
+        raise ConfigurationError(_unreadable(name, error)) from None
+    return loaded if isinstance(loaded, Block) else None
+
+
+def _unreadable(name: str, error: Exception) -> str:
+    # The field errors stand in the cause; their texts may repeat a secret, so only the places are told.
+    cause = error.__cause__
+    errors = getattr(cause, "errors", None)
+    fields = ", ".join(sorted({".".join(map(str, item["loc"])) for item in errors()})) if callable(errors) else ""
+    where = f": check {fields}" if fields else ""
+    return f"Block {name!r} cannot be read{where}. Open it in the Blocks page, correct it and save it again."
