@@ -23,8 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     match arguments:
         case []:
             codes = [
-                subprocess.run([sys.executable, "-m", "benchmarks", name], check=False).returncode
-                for name in names()
+                subprocess.run([sys.executable, "-m", "benchmarks", name], check=False).returncode for name in names()
             ]
             return next((code for code in codes if code), 0)
         case [name] if name in names():

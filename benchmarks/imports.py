@@ -59,9 +59,7 @@ def run() -> dict[str, float]:
 def loaded_by(statement: str) -> frozenset[str]:
     """Return the modules that a statement adds to those of a fresh interpreter."""
     script = f"import sys\nbefore = set(sys.modules)\n{statement}\nprint(*(set(sys.modules) - before))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=_CHECKOUT, check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=_CHECKOUT, check=True, capture_output=True, text=True)
     return frozenset(done.stdout.split())
 
 

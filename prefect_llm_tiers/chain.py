@@ -33,7 +33,8 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
         reads: Columns that it reads; None if it takes the whole row.
         adds: The column that it adds.
         output_tokens: Expected tokens of an answer.
-        deadline: Its own deadline as a span after its input is ready; None without one.
+
+    Its own deadline is not among them: it counts from the moment its input is ready, and is planned then.
     """
 
     name: str
@@ -47,7 +48,6 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
     reads: tuple[str, ...] | None
     adds: str
     output_tokens: float
-    deadline: timedelta | None = None
 
 
 class ChainValue(msgspec.Struct, frozen=True, kw_only=True):

@@ -214,6 +214,7 @@ def _job(
         infeasible=_first(chain.infeasible if chain else None, options.infeasible),
         on_miss=_first(chain.on_miss if chain else None, options.on_miss),
         on_input_change=options.on_input_change,
+        samples=options.samples,
         # A row that an earlier step failed is that step's to answer for.
         unasked=fates.unasked - fates.count(UPSTREAM),
         max_failed=options.max_failed,
@@ -251,7 +252,6 @@ def _later_steps(chain: ChainValue, frame: "pl.DataFrame", expected: dict[str, f
                 cancel=outline.cancel,
                 input_tokens=input_tokens,
                 output_tokens=outline.output_tokens,
-                deadline=outline.deadline,
             )
         )
     return tuple(later)

@@ -224,7 +224,6 @@ class LLMStep(Task[..., "pl.DataFrame"]):
             reads=None if reading.whole_row else tuple(reading.columns.values()),
             adds=self.column,
             output_tokens=options.output_tokens,
-            deadline=options.deadline if isinstance(options.deadline, timedelta) else None,
         )
 
     # Planning

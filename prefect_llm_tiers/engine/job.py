@@ -31,7 +31,6 @@ class LaterStep(msgspec.Struct, frozen=True, kw_only=True):
         cancel: The longest that leaving a batch takes.
         input_tokens: Of an average request.
         output_tokens: Of an average answer.
-        deadline: Its own deadline as a span after its input is ready; None without one.
     """
 
     name: str
@@ -44,7 +43,6 @@ class LaterStep(msgspec.Struct, frozen=True, kw_only=True):
     cancel: timedelta
     input_tokens: float
     output_tokens: float
-    deadline: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +87,7 @@ class Job:
         infeasible: `raise` or `best_effort`.
         on_miss: `finish` or `raise`.
         on_input_change: `raise` or `ask`.
+        samples: Requests that a row has, one after the other in the spool.
         unasked: Rows that failed before they could be asked.
         max_failed: Rows that may fail before the step counts as failed.
         max_attempts: How often a row is asked whose answers are of no use.
@@ -118,6 +117,7 @@ class Job:
     infeasible: str = "raise"
     on_miss: str = "finish"
     on_input_change: str = "raise"
+    samples: int = 1
     unasked: int = 0
     max_failed: int = 0
     max_attempts: int = 3

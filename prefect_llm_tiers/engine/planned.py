@@ -34,10 +34,12 @@ class StoredPlan:
         Raises:
             DeadlineInfeasible: No allowed tier can meet the deadline.
         """
-        if run.plan is not None:
-            return run, decode_plan(run.plan)
         job, ports = self._job, self._ports
         unsettled = survey.positions(RequestState.OPEN, RequestState.OUT)
+        stored = decode_plan(run.plan) if run.plan is not None else None
+        # A plan made when nothing was left to ask knows nothing of what a later entry brings.
+        if stored is not None and (stored.step(run.step).requests or not len(unsettled)):
+            return run, stored
         problem = problem_of(
             # The first entry's: a span that counts from "now" must not start again after a crash.
             dataclasses.replace(job, deadline=run.deadline),

@@ -46,8 +46,9 @@ class Survey:
         return self._distinct[np.isin(self._codes[self._distinct], wanted)]
 
     def rows_failed(self) -> int:
-        """Return how many rows failed, repeats of one request each counted."""
-        return int((self._codes[self._job.spool.first] == _CODE[RequestState.FAILED]).sum())
+        """Return how many rows failed: those of which any sample did. Rows that ask the same each count."""
+        failed = self._codes[self._job.spool.first] == _CODE[RequestState.FAILED]
+        return int(failed.reshape(-1, self._job.samples).any(axis=1).sum())
 
     def forget(self) -> None:
         """Read everything again at the next refresh: another process decided since."""

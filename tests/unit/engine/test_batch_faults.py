@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_llm_tiers.core.batches import BatchState
+from prefect_llm_tiers.core.ports import BatchLimits, Capabilities
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.errors import CredentialsRejected, DeadlineMissed, QuotaExhausted, RequestRejected
 from prefect_llm_tiers.providers.capabilities import Dialect
@@ -250,7 +251,11 @@ def test_batches_that_get_lost_one_after_another_are_no_longer_sent(tmp_path: Pa
     """Without a deadline a provider that loses every batch is paid for three of them at most."""
     box = Box.at(tmp_path, batch=QUICK)
     box.served = meddling(box.served, lambda call: Reply(404, b"{}") if call.path.startswith("/v1/batches/") else None)
-    process = box.carry_out(due_in=None, tiers=(Tier.BATCH, Tier.STANDARD), prompts=documents(2))
+    limits = BatchLimits(requests=100, bytes=10**6, window=HOUR, cancel=timedelta(minutes=10), reports_progress=True)
+    capabilities = Capabilities(tiers=frozenset(Tier), batch=limits)
+    process = box.carry_out(
+        capabilities=capabilities, due_in=None, tiers=(Tier.BATCH, Tier.STANDARD), prompts=documents(2)
+    )
     assert answered(box, process) == 2
     assert box.account.batches_created == 3
 

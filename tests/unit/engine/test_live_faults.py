@@ -12,7 +12,7 @@ from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.errors import CredentialsRejected, LedgerUnusable, QuotaExhausted
 from prefect_llm_tiers.planning.priors import LiveRate
 from prefect_llm_tiers.providers.capabilities import Dialect
-from prefect_llm_tiers.simulator.settings import FlexOutages
+from prefect_llm_tiers.simulator.settings import FlexOutages, LiveLaw
 from tests.unit.engine.box import START, Box, answered, documents, open_attempts, paid, unknown, until
 from tests.unit.engine.faults import Call, Flaky, Reply, meddling
 
@@ -233,6 +233,23 @@ def test_calls_that_never_answer_do_not_outlast_the_switch_time(tmp_path: Path, 
     assert process.done is not None
     assert not process.done.late
     assert open_attempts(box) == 0
+
+
+@pytest.mark.parametrize("due_s", [240, 400])
+def test_a_tier_that_is_left_lets_its_calls_come_in(tmp_path: Path, due_s: int) -> None:
+    """Calls that are about to come back when the tier is left, or looked at, are not cut and paid for twice."""
+    box = Box.at(tmp_path, live={Tier.FLEX: LiveLaw(base_s=8.0, sigma=0.1)})
+    process = box.carry_out(
+        prompts=documents(600),
+        tiers=(Tier.FLEX, Tier.STANDARD),
+        due_in=timedelta(seconds=due_s),
+        infeasible="best_effort",
+    )
+    assert answered(box, process) == 600
+    assert process.done is not None
+    assert not process.done.late
+    assert box.account.asked_more_than_once == unknown(box) == 0
+    assert paid(box) == box.account.billed_usd
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])

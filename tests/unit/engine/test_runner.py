@@ -253,6 +253,19 @@ def test_answers_of_no_use_are_asked_again_and_then_fail_the_row(tmp_path: Path)
     assert paid(box) == box.account.billed_usd
 
 
+def test_a_row_whose_samples_fail_is_one_failed_row(tmp_path: Path) -> None:
+    """`max_failed` counts rows, however many of a row's samples are of no use."""
+    box = Box.at(tmp_path)
+
+    def picky(text: str) -> str | None:
+        return "unparsable: test" if "Document 4." in text or "Document 5." in text else None
+
+    process = box.carry_out(samples=2, accept=picky, max_attempts=1, max_failed=1)
+    assert process.done is not None
+    assert process.done.failed == 1
+    assert process.done.reasons == {"unparsable: test": 2}
+
+
 def test_failures_stick_within_a_step_run_that_passed_and_are_asked_again_after_one_that_failed(
     tmp_path: Path,
 ) -> None:
