@@ -34,6 +34,9 @@ __all__ = ["Prepared", "Work", "checked_reading", "run_prepared"]
 
 T = TypeVar("T")
 
+LISTEN_EVERY_S = 0.5
+"""How long a signal may go unheard while a step waits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
@@ -275,7 +278,9 @@ def _in_thread(work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="llm-step", daemon=True)
     thread.start()
-    thread.join()
+    # polars' own handler restarts system calls, so a join without an end would not hear Ctrl-C for hours.
+    while thread.is_alive():
+        thread.join(LISTEN_EVERY_S)
     if failure:
         raise failure[0]
     return outcome[0]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from operator import itemgetter
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import orjson
 from sqlalchemy import Connection, and_, bindparam, func, select
@@ -78,7 +78,7 @@ class Harvest:
 
         def find(connection: Connection) -> Iterable[Found]:
             keys = dialects.keys_argument([line.key for line in outcomes])
-            rows = connection.execute(_FOUND_LINES, {"keys": keys, "batch": batch.id}).all()
+            rows = cast("Sequence[Found]", connection.execute(_FOUND_LINES, {"keys": keys, "batch": batch.id}).all())
             # The list comes in its order from SQLite, which makes this one pass; no standard promises it.
             return sorted((row for row in rows if row[1] is not None), key=itemgetter(0))
 
