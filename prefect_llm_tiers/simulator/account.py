@@ -11,7 +11,7 @@ from prefect_llm_tiers.simulator.answers import Composed
 from prefect_llm_tiers.simulator.asked import AskedRequest
 from prefect_llm_tiers.simulator.book import MODELS, bill_usd
 
-__all__ = ["Account", "AccountLine", "Books"]
+__all__ = ["Account", "AccountLine", "Billed", "Books"]
 
 
 class AccountLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +59,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         capacity_refused: Flex calls refused for want of capacity.
         errors: Live calls and batch rows that ended in the provider's own error.
         models_calls: Look-ups of models.
+        billed_again: Billings beyond a body's first, summed over all bodies.
+        faults: How often each fault struck, by name; those that never did are absent.
     """
 
     at: datetime
@@ -78,6 +80,29 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     capacity_refused: int
     errors: int
     models_calls: int
+    billed_again: int = 0
+    faults: dict[str, int] = {}
+
+
+class Billed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was billed for one body; `asked.body_digest` names bodies.
+
+    Attributes:
+        digest: Names endpoint and body, apart from the tier.
+        times: How often it was billed.
+        usd: What these billings come to.
+        where: The id of the batch of each billing, or `live`.
+    """
+
+    digest: str
+    times: int
+    usd: Decimal
+    where: tuple[str, ...]
+
+
+class _Bill(msgspec.Struct, gc=False):
+    usd: Decimal
+    where: tuple[str, ...]
 
 
 class _Tally:
@@ -91,7 +116,8 @@ class _Tally:
 class Books:
     """The running account; the world's lock guards it."""
 
-    def __init__(self) -> None:
+    def __init__(self, struck: Counter[str]) -> None:
+        self._struck = struck
         self.batches_created = 0
         self.batches_cancelled = 0
         self.files_uploaded = 0
@@ -101,27 +127,35 @@ class Books:
         self.errors = 0
         self.models_calls = 0
         self._tallies: dict[tuple[str, str, Tier, str], _Tally] = {}
-        self._billed: Counter[str] = Counter()
+        self._bills: dict[str, _Bill] = {}
 
     def ask(self, asked: AskedRequest) -> None:
         """Count a valid request."""
         self._tally(asked).asked += 1
 
-    def bill(self, asked: AskedRequest, composed: Composed) -> None:
-        """Bill an answer."""
+    def bill(self, asked: AskedRequest, composed: Composed, *, where: str) -> None:
+        """Bill an answer that was given live, or in the batch of this id."""
         tally = self._tally(asked)
         tally.answered += 1
         tally.input += composed.input_tokens
         tally.cached += composed.cached_tokens
         tally.output += composed.output_tokens
-        tally.billed_usd += bill_usd(
+        usd = bill_usd(
             MODELS[asked.model],
             asked.tier,
             input_tokens=composed.input_tokens,
             cached_tokens=composed.cached_tokens,
             output_tokens=composed.output_tokens,
+            image_tokens=asked.image_tokens,
+            seconds=asked.seconds,
         )
-        self._billed[asked.digest] += 1
+        tally.billed_usd += usd
+        bill = self._bills.get(asked.digest)
+        if bill is None:
+            self._bills[asked.digest] = _Bill(usd, (where,))
+        else:
+            bill.usd += usd
+            bill.where += (where,)
         self.refusals += composed.refused
 
     def _tally(self, asked: AskedRequest) -> _Tally:
@@ -155,7 +189,7 @@ class Books:
             output_tokens=sum(line.output_tokens for line in lines),
             billed_usd=sum((line.billed_usd for line in lines), Decimal(0)),
             lines=lines,
-            asked_more_than_once=sum(times > 1 for times in self._billed.values()),
+            asked_more_than_once=sum(len(bill.where) > 1 for bill in self._bills.values()),
             batches_created=self.batches_created,
             batches_cancelled=self.batches_cancelled,
             files_uploaded=self.files_uploaded,
@@ -164,4 +198,13 @@ class Books:
             capacity_refused=self.capacity_refused,
             errors=self.errors,
             models_calls=self.models_calls,
+            billed_again=sum(len(bill.where) - 1 for bill in self._bills.values()),
+            faults={name: times for name, times in sorted(self._struck.items()) if times},
         )
+
+    def billed(self) -> dict[str, Billed]:
+        """Return what was billed, by the digest of the body."""
+        return {
+            digest: Billed(digest=digest, times=len(bill.where), usd=bill.usd, where=bill.where)
+            for digest, bill in self._bills.items()
+        }

@@ -6,16 +6,29 @@ from datetime import timedelta
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from prefect_llm_tiers.simulator import anthropic_batches
-from prefect_llm_tiers.simulator.anthropic_batches import batch_object, has_ended, result_lines, timestamp
+from prefect_llm_tiers.simulator.anthropic_batches import (
+    are_readable,
+    batch_object,
+    has_ended,
+    result_lines,
+    timestamp,
+)
 from prefect_llm_tiers.simulator.anthropic_bodies import DIALECT, anthropic_error, read_request, render_answer
+from prefect_llm_tiers.simulator.batches import Batch, rows_digest
 from prefect_llm_tiers.simulator.book import MODELS, Model
+from prefect_llm_tiers.simulator.broken import BrokenReply, HungUp, bad_gateway
+from prefect_llm_tiers.simulator.creating import create
+from prefect_llm_tiers.simulator.downloads import download
 from prefect_llm_tiers.simulator.limits import Reading
-from prefect_llm_tiers.simulator.wire import Refused, in_blocks, json_body, json_response
-from prefect_llm_tiers.simulator.world import Batch, CapacityRefused, Limited, ProviderFailed, World
+from prefect_llm_tiers.simulator.listing import Listing, draw_listing
+from prefect_llm_tiers.simulator.live_calls import CapacityRefused, Limited, ProviderFailed, Struck
+from prefect_llm_tiers.simulator.live_faults import reply_to_struck
+from prefect_llm_tiers.simulator.wire import Refused, json_body, json_response
+from prefect_llm_tiers.simulator.world import World
 
 __all__ = ["AnthropicDialect"]
 
@@ -51,6 +64,8 @@ class AnthropicDialect:
             try:
                 _check_headers(request)
                 response = await handler(request)
+            except HungUp:
+                return BrokenReply()
             except Refused as refused:
                 body = refused.body | {"request_id": request_id}
                 response = json_response(body, status=refused.status, headers=refused.headers)
@@ -69,6 +84,10 @@ class AnthropicDialect:
             raise self._limit_refusal(limited) from None
         except (CapacityRefused, ProviderFailed):
             raise anthropic_error(500, "Internal server error") from None
+        except Struck as struck:
+            reply = struck.reply
+            answer = None if reply is None else render_answer(world, asked, reply, name=world.new_id("live"))
+            return await reply_to_struck(world, request, struck, answer=answer, refusal=_refusal)
         body = render_answer(world, asked, served.composed, name=world.new_id("live"))
         return json_response(body, headers=self._limit_headers({"requests": served.requests, "tokens": served.tokens}))
 
@@ -114,11 +133,18 @@ class AnthropicDialect:
 
     async def _create_batch(self, request: Request) -> Response:
         world = self._world
-        most = world.settings.batch_bytes[DIALECT]
+        most = world.settings.most_bytes(DIALECT)
         if len(await request.body()) > most:
             raise anthropic_error(413, f"Request exceeds the maximum size of {most} bytes")
-        batch = anthropic_batches.submit(world, await json_body(request, _not_json()))
-        return json_response(batch_object(world, batch, _base_url(request)))
+        rows = anthropic_batches.read_requests(world, await json_body(request, _not_json()))
+        digest = rows_digest(rows)
+        return await create(
+            world,
+            request,
+            key=world.call_key(DIALECT, digest),
+            take=lambda at: anthropic_batches.submit(world, rows, digest=digest, lands_at=at),
+            show=lambda batch: json_response(batch_object(world, batch, _base_url(request))),
+        )
 
     def _batch(self, request: Request) -> Batch:
         name = request.path_params["id"]
@@ -129,23 +155,42 @@ class AnthropicDialect:
 
     async def _retrieve_batch(self, request: Request) -> Response:
         with self._world.lock:
-            return json_response(batch_object(self._world, self._batch(request), _base_url(request)))
+            batch = self._batch(request)
+            if self._world.draws.strikes("retrieve_500", batch.fate.key, batch.look("retrieve")):
+                raise anthropic_error(500, "Internal server error")
+            return json_response(batch_object(self._world, batch, _base_url(request)))
 
     async def _list_batches(self, request: Request) -> Response:
         world = self._world
         with world.lock:
-            chosen = _page(request, [{"id": batch.id} for batch in world.batches(DIALECT)])
-            page = [world.batch(DIALECT, item["id"]) for item in chosen["data"]]
-            chosen["data"] = [batch_object(world, batch, _base_url(request)) for batch in page if batch]
+            batches = {batch.id: batch for batch in world.batches(DIALECT)}
+            chosen = _page(request, [{"id": name} for name in batches])
+            listing = draw_listing(world, DIALECT, batches.get(request.query_params.get("after_id", "")))
+            if listing is Listing.UNAVAILABLE:
+                raise anthropic_error(503, "The service is temporarily unavailable")
+            page = [batches[item["id"]] for item in chosen["data"]]
+            if listing is Listing.TRUNCATED:
+                page, chosen["has_more"] = page[: len(page) // 2], False
+            if listing is Listing.ENDLESS:
+                page, chosen["has_more"] = page or list(batches.values())[-1:], True
+            for batch in page:
+                world.work(batch)
+            chosen["data"] = [batch_object(world, batch, _base_url(request)) for batch in page]
+            chosen["first_id"] = page[0].id if page else None
+            chosen["last_id"] = page[-1].id if page else None
         return json_response(chosen)
 
     async def _cancel_batch(self, request: Request) -> Response:
         world = self._world
         with world.lock:
             batch = self._batch(request)
-            if has_ended(batch, world.clock.now()):
+            refused = world.draws.strikes("cancel_refused", batch.fate.key, look := batch.look("cancel"))
+            if refused or has_ended(batch, world.clock.now()):
                 raise anthropic_error(400, f"Message Batch {batch.id} cannot be canceled: it has already ended")
             world.cancel(batch)
+            if world.draws.strikes("cancel_502_taken", batch.fate.key, look):
+                return bad_gateway()
+            world.work(batch)
             return json_response(batch_object(world, batch, _base_url(request)))
 
     async def _delete_batch(self, request: Request) -> Response:
@@ -163,10 +208,33 @@ class AnthropicDialect:
         world = self._world
         with world.lock:
             batch = self._batch(request)
-            now = world.clock.now()
-        if not has_ended(batch, now) or now >= batch.created_at + anthropic_batches.RESULTS_KEPT:
+            readable = are_readable(world, batch)
+        if not readable:
             raise anthropic_error(404, f"No results are available for Message Batch {batch.id}")
-        return StreamingResponse(in_blocks(result_lines(world, batch)), media_type="application/x-jsonl")
+        return download(
+            world,
+            request,
+            batch,
+            result_lines(world, batch),
+            file="results",
+            media_type="application/x-jsonl",
+            otherwise=anthropic_error(500, "Internal server error"),
+        )
+
+
+def _refusal(fault: str, status: int, retry_after_s: float) -> Refused:
+    """Word the refusal of a live call that a fault struck."""
+    match fault:
+        case "live_limited":
+            message = "This request would exceed your organization's rate limit."
+            return anthropic_error(status, message, headers={"retry-after": str(math.ceil(retry_after_s))})
+        case "live_quota":
+            # Anthropic has no 429 for it: an empty balance is a bad request.
+            return anthropic_error(400, "Your credit balance is too low to access the Anthropic API.")
+        case "live_529":
+            return anthropic_error(status, "Overloaded")
+        case _:
+            return anthropic_error(status, "Internal server error")
 
 
 def _check_headers(request: Request) -> None:

@@ -4,22 +4,36 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import orjson
 
-from prefect_llm_tiers.core.requests import CUSTOM_ID
+from prefect_llm_tiers.core.requests import CUSTOM_ID, Endpoint
 from prefect_llm_tiers.simulator.anthropic_bodies import DIALECT, anthropic_error, read_request, render_answer
+from prefect_llm_tiers.simulator.asked import body_digest
+from prefect_llm_tiers.simulator.batches import Batch, Row
 from prefect_llm_tiers.simulator.lives import End
+from prefect_llm_tiers.simulator.spoiling import spoiled
 from prefect_llm_tiers.simulator.wire import Refused
-from prefect_llm_tiers.simulator.world import Batch, Row, World
+from prefect_llm_tiers.simulator.world import World
 
-__all__ = ["RESULTS_KEPT", "batch_object", "has_ended", "result_lines", "submit", "timestamp"]
+__all__ = [
+    "RESULTS_KEPT",
+    "are_readable",
+    "batch_object",
+    "has_ended",
+    "processing_status",
+    "read_requests",
+    "result_lines",
+    "submit",
+    "timestamp",
+]
 
 RESULTS_KEPT = timedelta(days=29)
 """Results can be read this long after creation."""
 
 
-def submit(world: World, body: Any) -> Batch:
-    """Take a batch. The form of its requests is judged at once, their params only when they are worked on.
+def read_requests(world: World, body: Any) -> list[Row]:
+    """Read a batch's requests. Their form is judged at once, their params only when they are worked on.
 
     Raises:
         Refused: Too many requests, a bad or repeated custom_id, an unknown field.
@@ -34,7 +48,7 @@ def submit(world: World, body: Any) -> Batch:
         raise anthropic_error(400, "requests: Field required")
     if not requests:
         raise anthropic_error(400, "requests: List should have at least 1 item after validation, not 0")
-    most = world.settings.batch_requests[DIALECT]
+    most = world.settings.most_requests(DIALECT)
     if len(requests) > most:
         raise anthropic_error(
             400, f"requests: List should have at most {most} items after validation, not {len(requests)}"
@@ -47,8 +61,22 @@ def submit(world: World, body: Any) -> Batch:
             raise anthropic_error(400, f"requests.{number}.custom_id: Duplicate custom_id '{request['custom_id']}'")
         seen.add(request["custom_id"])
         rows.append(_read_row(world, request["custom_id"], request["params"]))
+    return rows
+
+
+def submit(world: World, rows: list[Row], *, digest: str, lands_at: datetime) -> Batch:
+    """Take a batch of requests that were read; `digest` names their bodies."""
     model = next((row.asked.model for row in rows if row.asked is not None), "none")
-    return world.submit(id_prefix="msgbatch_", dialect=DIALECT, model=model, rows=rows, sheet={})
+    return world.submit(
+        id_prefix="msgbatch_",
+        dialect=DIALECT,
+        model=model,
+        rows=[msgspec.structs.replace(row) for row in rows],  # a gateway may post one body twice
+        sheet={},
+        digest=digest,
+        fate_key=world.fate_key(DIALECT, digest),
+        lands_at=lands_at,
+    )
 
 
 def _check_form(number: int, request: Any) -> None:
@@ -71,14 +99,34 @@ def _check_form(number: int, request: Any) -> None:
 
 def _read_row(world: World, custom_id: str, params: dict[str, Any]) -> Row:
     try:
-        return Row(custom_id, asked=read_request(world, params, batched=True, custom_id=custom_id))
+        asked = read_request(world, params, batched=True, custom_id=custom_id)
     except Refused as refused:
-        return Row(custom_id, rejection=(refused.status, refused.body))
+        digest = body_digest(Endpoint.MESSAGES.value, params)
+        return Row(custom_id, digest, rejection=(refused.status, refused.body))
+    return Row(custom_id, asked.digest, asked=asked)
 
 
 def has_ended(batch: Batch, now: datetime) -> bool:
     """Tell whether nothing more will be done."""
     return batch.life is not None and now >= batch.life.end[0]
+
+
+def are_readable(world: World, batch: Batch) -> bool:
+    """Tell whether the results of a batch can be read now."""
+    now = world.clock.now()
+    if batch.life is None or not has_ended(batch, now) or now >= batch.created_at + RESULTS_KEPT:
+        return False
+    if batch.fate.output_late is None:
+        return True
+    world.meets("output_late", batch)
+    return now >= batch.life.end[0] + batch.fate.output_late
+
+
+def processing_status(batch: Batch, now: datetime) -> str:
+    """Return a batch's status on the wire."""
+    if has_ended(batch, now):
+        return "ended"
+    return "canceling" if batch.life is not None and batch.life.is_cancelling(now) else "in_progress"
 
 
 def batch_object(world: World, batch: Batch, base_url: str) -> dict[str, Any]:
@@ -103,24 +151,31 @@ def batch_object(world: World, batch: Batch, base_url: str) -> dict[str, Any]:
         }
     archived_at = batch.created_at + RESULTS_KEPT
     archived = now >= archived_at
-    cancel_at = None if life is None else life.cancel_at
-    running = "in_progress" if cancel_at is None else "canceling"
+    cancel_at = life.cancel_at if life is not None and life.is_cancelling(now) else None
     return {
         "id": batch.id,
         "type": "message_batch",
-        "processing_status": "ended" if ended else running,
+        "processing_status": processing_status(batch, now),
         "request_counts": counts,
         "created_at": timestamp(batch.created_at),
         "expires_at": timestamp(batch.created_at + timedelta(seconds=world.settings.window_s)),
         "ended_at": timestamp(life.end[0]) if ended and life is not None else None,
         "cancel_initiated_at": None if cancel_at is None else timestamp(cancel_at),
         "archived_at": timestamp(archived_at) if archived else None,
-        "results_url": f"{base_url}/v1/messages/batches/{batch.id}/results" if ended and not archived else None,
+        "results_url": f"{base_url}/v1/messages/batches/{batch.id}/results" if are_readable(world, batch) else None,
     }
 
 
 def result_lines(world: World, batch: Batch) -> Iterator[bytes]:
     """Write the results of an ended batch, in the order in which rows got done."""
+    return spoiled(world, batch, "results", _result_lines(world, batch), _anatomy)
+
+
+def _anatomy(line: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    return line["result"], "message"
+
+
+def _result_lines(world: World, batch: Batch) -> Iterator[tuple[Row, bytes]]:
     cancelled = batch.life is not None and batch.life.end[1] is End.CANCELLED
     for row in batch.rows:
         name = f"{batch.id}:{row.custom_id}"
@@ -134,10 +189,13 @@ def result_lines(world: World, batch: Batch) -> Iterator[bytes]:
             }
         elif row.rejection is not None:
             result = {"type": "errored", "error": row.rejection[1]}
+        elif row.refused:
+            refused = anthropic_error(400, "messages: the request could not be validated")
+            result = {"type": "errored", "error": refused.body}
         else:
             result = {"type": "errored", "error": anthropic_error(500, "Internal server error").body}
         line = {"custom_id": row.custom_id, "result": result}
-        yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        yield row, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def timestamp(at: datetime) -> str:

@@ -30,6 +30,10 @@ class AskedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         schema: JSON schema that the answer must follow; None for text.
         digest: Names endpoint and body apart from the tier; equal questions have equal digests.
         custom_id: Its id in a batch; None for a live call.
+        inputs: How many texts it has embedded.
+        image_tokens: The part of the input that images are.
+        writes: Tokens that its answer has, where it is no text; None where it is.
+        seconds: Length of the film it asks for.
     """
 
     dialect: str
@@ -43,6 +47,10 @@ class AskedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     schema: dict[str, Any] | None
     digest: str
     custom_id: str | None = None
+    inputs: int = 1
+    image_tokens: int = 0
+    writes: int | None = None
+    seconds: int = 0
 
 
 def body_digest(endpoint: str, body: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from decimal import Decimal
 
 import msgspec
 
+from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.core.tiers import Tier
 
 __all__ = ["MODELS", "Model", "Rate", "bill_usd", "find_model"]
@@ -17,11 +18,21 @@ MILLION = Decimal(1_000_000)
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """USD per million tokens."""
+    """USD per million tokens, and per second of film.
+
+    Attributes:
+        input: Of text read.
+        cached: Of text read from the cache.
+        output: Of what is written.
+        image: Of images read.
+        second: Of film, in USD for each second.
+    """
 
     input: Decimal
     cached: Decimal
     output: Decimal
+    image: Decimal = Decimal(0)
+    second: Decimal = Decimal(0)
 
 
 class Surcharge(msgspec.Struct, frozen=True):
@@ -30,6 +41,9 @@ class Surcharge(msgspec.Struct, frozen=True):
     above: int
     input: Decimal
     output: Decimal
+
+
+_TEXT = frozenset({Endpoint.RESPONSES, Endpoint.CHAT_COMPLETIONS, Endpoint.MESSAGES})
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +56,12 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     rates: dict[Tier, Rate]
     surcharge: Surcharge | None = None
     shutdown: datetime | None = None
-    answers: bool = True
+    endpoints: frozenset[Endpoint] = _TEXT
     max_output_tokens: int = 128_000
 
 
 def _rates(standard: str, batch: str, flex: str | None = None, priority: str | None = None) -> dict[Tier, Rate]:
-    """Read `input / cached / output` price lines."""
+    """Read `input / cached / output` price lines, and `/ image / second` where there are such."""
 
     def rate(line: str) -> Rate:
         return Rate(*(Decimal(part.strip()) for part in line.split("/")))
@@ -112,7 +126,64 @@ _LISTED = (
         display_name="text-embedding-3-small",
         released=datetime(2024, 1, 25, tzinfo=UTC),
         rates=_rates(".02/.02/0", ".01/.01/0"),
-        answers=False,
+        endpoints=frozenset({Endpoint.EMBEDDINGS}),
+    ),
+    Model(
+        id="text-embedding-3-large",
+        dialect="openai",
+        display_name="text-embedding-3-large",
+        released=datetime(2024, 1, 25, tzinfo=UTC),
+        rates=_rates(".13/.13/0", ".065/.065/0"),
+        endpoints=frozenset({Endpoint.EMBEDDINGS}),
+    ),
+    Model(
+        id="text-embedding-ada-002",
+        dialect="openai",
+        display_name="text-embedding-ada-002",
+        released=datetime(2022, 12, 15, tzinfo=UTC),
+        rates=_rates(".1/.1/0", ".05/.05/0"),
+        endpoints=frozenset({Endpoint.EMBEDDINGS}),
+    ),
+    Model(
+        id="gpt-3.5-turbo-instruct",
+        dialect="openai",
+        display_name="GPT-3.5 Turbo Instruct",
+        released=datetime(2023, 9, 18, tzinfo=UTC),
+        rates=_rates("1.5/1.5/2", ".75/.75/1"),
+        endpoints=frozenset({Endpoint.COMPLETIONS}),
+    ),
+    Model(
+        id="davinci-002",
+        dialect="openai",
+        display_name="davinci-002",
+        released=datetime(2023, 8, 22, tzinfo=UTC),
+        rates=_rates("2/2/2", "1/1/1"),
+        endpoints=frozenset({Endpoint.COMPLETIONS}),
+    ),
+    Model(
+        id="omni-moderation-latest",
+        dialect="openai",
+        display_name="Omni Moderation",
+        released=datetime(2024, 9, 26, tzinfo=UTC),
+        rates=_rates("0/0/0", "0/0/0"),
+        endpoints=frozenset({Endpoint.MODERATIONS}),
+    ),
+    Model(
+        id="gpt-image-2.5-flare",
+        dialect="openai",
+        display_name="GPT Image 2.5 Flare",
+        released=datetime(2026, 9, 8, tzinfo=UTC),
+        rates=_rates("5/1.25/30/8", "2.5/.625/15/4"),
+        endpoints=frozenset({Endpoint.IMAGES, Endpoint.IMAGE_EDITS}),
+    ),
+    Model(
+        id="sora-2",
+        dialect="openai",
+        display_name="Sora 2",
+        released=datetime(2025, 10, 6, tzinfo=UTC),
+        rates=_rates("0/0/0/0/.1", "0/0/0/0/.05"),
+        shutdown=datetime(2026, 9, 24, tzinfo=UTC),
+        endpoints=frozenset({Endpoint.VIDEOS}),
     ),
     Model(
         id="claude-opus-5-5",
@@ -158,20 +229,35 @@ def find_model(dialect: str, name: object, *, alive_at: datetime | None = None) 
     return model
 
 
-def bill_usd(model: Model, tier: Tier, *, input_tokens: int, cached_tokens: int, output_tokens: int) -> Decimal:
+def bill_usd(
+    model: Model,
+    tier: Tier,
+    *,
+    input_tokens: int,
+    cached_tokens: int,
+    output_tokens: int,
+    image_tokens: int = 0,
+    seconds: int = 0,
+) -> Decimal:
     """Return what one request costs.
 
     Args:
         model: The model that answered.
         tier: The tier served.
-        input_tokens: All of the input, the cached part included.
+        input_tokens: All of the input, the cached part and images included.
         cached_tokens: The part of it that was read from the cache.
         output_tokens: All of the output.
+        image_tokens: The part of the input that images are.
+        seconds: Length of a film.
     """
     rate = model.rates[tier]
-    input_usd = (input_tokens - cached_tokens) * rate.input + cached_tokens * rate.cached
+    input_usd = (
+        (input_tokens - cached_tokens - image_tokens) * rate.input
+        + cached_tokens * rate.cached
+        + image_tokens * rate.image
+    )
     output_usd = output_tokens * rate.output
     if model.surcharge is not None and input_tokens > model.surcharge.above:
         input_usd *= model.surcharge.input
         output_usd *= model.surcharge.output
-    return (input_usd + output_usd) / MILLION
+    return (input_usd + output_usd) / MILLION + seconds * rate.second

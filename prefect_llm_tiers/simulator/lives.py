@@ -73,7 +73,7 @@ class BatchLife(msgspec.Struct, kw_only=True):
         duration: Time from creation to the last row, if nothing ends it before.
         progress: See `Progress`.
         window: Time after which it expires.
-        cancel_at: When its cancel was asked for.
+        cancel_at: When its cancel began; ahead of now for one that was taken and shows later.
         cancel_final_at: When that cancel becomes final.
     """
 
@@ -86,9 +86,13 @@ class BatchLife(msgspec.Struct, kw_only=True):
     cancel_final_at: datetime | None = None
 
     def cancel(self, at: datetime, takes: timedelta) -> None:
-        """Ask for the end; rows go on being done until it is final."""
+        """End it from an instant on; rows go on being done until that is final."""
         self.cancel_at = at
         self.cancel_final_at = at + takes
+
+    def is_cancelling(self, at: datetime) -> bool:
+        """Tell whether a cancel shows at an instant: it may have been asked for and show only later."""
+        return self.cancel_at is not None and at >= self.cancel_at
 
     @property
     def end(self) -> tuple[datetime, End]:

@@ -10,13 +10,25 @@ from starlette.routing import Route
 
 from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.simulator import openai_batches
+from prefect_llm_tiers.simulator.answers import Composed
+from prefect_llm_tiers.simulator.asked import AskedRequest
+from prefect_llm_tiers.simulator.batches import Batch
 from prefect_llm_tiers.simulator.book import MODELS, Model
+from prefect_llm_tiers.simulator.broken import BrokenReply, HungUp, bad_gateway
+from prefect_llm_tiers.simulator.creating import create
 from prefect_llm_tiers.simulator.limits import Reading, reset_text
-from prefect_llm_tiers.simulator.openai_batches import BATCH_ENDPOINTS, Status, batch_object, status_of
-from prefect_llm_tiers.simulator.openai_bodies import DIALECT, openai_error, read_request, render_answer
+from prefect_llm_tiers.simulator.listing import Listing, draw_listing
+from prefect_llm_tiers.simulator.live_calls import CapacityRefused, Limited, ProviderFailed, Struck
+from prefect_llm_tiers.simulator.live_faults import reply_to_struck
+from prefect_llm_tiers.simulator.openai_batches import Status, batch_object, status_of
+from prefect_llm_tiers.simulator.openai_creation import read_creation
+from prefect_llm_tiers.simulator.openai_endpoints import read_request, render_answer
+from prefect_llm_tiers.simulator.openai_errors import DIALECT, openai_error, server_error
 from prefect_llm_tiers.simulator.openai_files import OpenAIFiles
+from prefect_llm_tiers.simulator.openai_refusals import no_capacity, refusal
+from prefect_llm_tiers.simulator.openai_uploads import judge
 from prefect_llm_tiers.simulator.wire import Refused, json_body, json_response
-from prefect_llm_tiers.simulator.world import Batch, CapacityRefused, Limited, ProviderFailed, World
+from prefect_llm_tiers.simulator.world import World
 
 __all__ = ["OpenAIDialect"]
 
@@ -35,6 +47,10 @@ class OpenAIDialect:
         return [
             self._route("/v1/responses", self._responses, "POST"),
             self._route("/v1/chat/completions", self._chat_completions, "POST"),
+            self._route("/v1/embeddings", self._embeddings, "POST"),
+            self._route("/v1/completions", self._completions, "POST"),
+            self._route("/v1/moderations", self._moderations, "POST"),
+            self._route("/v1/images/generations", self._images, "POST"),
             self._route("/v1/files", self._files.upload, "POST"),
             self._route("/v1/files/{id}", self._files.retrieve, "GET"),
             self._route("/v1/files/{id}", self._files.delete, "DELETE"),
@@ -55,6 +71,8 @@ class OpenAIDialect:
             try:
                 _check_key(request)
                 response = await handler(request)
+            except HungUp:
+                return BrokenReply()
             except Refused as refused:
                 response = json_response(refused.body, status=refused.status, headers=refused.headers)
             response.headers["openai-organization"] = self._world.settings.organization
@@ -73,6 +91,18 @@ class OpenAIDialect:
     async def _chat_completions(self, request: Request) -> Response:
         return await self._answer(request, Endpoint.CHAT_COMPLETIONS)
 
+    async def _embeddings(self, request: Request) -> Response:
+        return await self._answer(request, Endpoint.EMBEDDINGS)
+
+    async def _completions(self, request: Request) -> Response:
+        return await self._answer(request, Endpoint.COMPLETIONS)
+
+    async def _moderations(self, request: Request) -> Response:
+        return await self._answer(request, Endpoint.MODERATIONS)
+
+    async def _images(self, request: Request) -> Response:
+        return await self._answer(request, Endpoint.IMAGES)
+
     async def _answer(self, request: Request, endpoint: Endpoint) -> Response:
         world = self._world
         asked = read_request(world, endpoint, await json_body(request, _not_json()))
@@ -81,23 +111,19 @@ class OpenAIDialect:
         except Limited as limited:
             raise self._limit_refusal(asked.model, limited) from None
         except CapacityRefused:
-            raise openai_error(
-                429,
-                "Resource Unavailable: flex processing has no capacity for this request right now. "
-                "You were not charged.",
-                code="resource_unavailable",
-                kind="resource_unavailable",
-            ) from None
+            raise no_capacity() from None
         except ProviderFailed:
-            raise openai_error(
-                500,
-                "The server had an error while processing your request. Sorry about that!",
-                kind="server_error",
-            ) from None
-        created = int(world.clock.now().timestamp())
-        body = render_answer(world, asked, served.composed, created=created, name=world.new_id("live"))
+            raise server_error() from None
+        except Struck as struck:
+            answer = None if struck.reply is None else self._rendered(asked, struck.reply)
+            return await reply_to_struck(world, request, struck, answer=answer, refusal=refusal)
+        body = self._rendered(asked, served.composed)
         headers = _limit_headers({"requests": served.requests, "tokens": served.tokens})
         return json_response(body, headers=headers)
+
+    def _rendered(self, asked: AskedRequest, composed: Composed) -> dict[str, Any]:
+        created = int(self._world.clock.now().timestamp())
+        return render_answer(self._world, asked, composed, created=created, name=self._world.new_id("live"))
 
     def _limit_refusal(self, model: str, limited: Limited) -> Refused:
         reading = limited.reading
@@ -134,48 +160,25 @@ class OpenAIDialect:
         body = await json_body(request, _not_json())
         if not isinstance(body, dict):
             raise _not_json()
-        known = ("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
-        for name in body:
-            if name not in known:
-                raise openai_error(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-        for name in known[:3]:
-            if not body.get(name):
-                raise openai_error(
-                    400,
-                    f"Missing required parameter: '{name}'.",
-                    param=name,
-                    code="missing_required_parameter",
-                )
-        endpoint = BATCH_ENDPOINTS.get(body["endpoint"])
-        if endpoint is None:
-            supported = " and ".join(f"'{name}'" for name in BATCH_ENDPOINTS)
-            raise openai_error(
-                400,
-                f"Invalid value: '{body['endpoint']}'. Supported values are: {supported}.",
-                param="endpoint",
-                code="invalid_value",
-            )
-        if body["completion_window"] != "24h":
-            raise openai_error(
-                400,
-                f"Invalid value: '{body['completion_window']}'. Value must be '24h'.",
-                param="completion_window",
-                code="invalid_value",
-            )
-        metadata = _metadata(body.get("metadata"))
-        expires_s = _output_expiry(body.get("output_expires_after"))
-        file = self._files.uploaded(body["input_file_id"])
+        creation = read_creation(body)
+        file = self._files.uploaded(creation.input_file_id)
         if file is None:
-            raise openai_error(400, f"No such File object: {body['input_file_id']}", param="input_file_id")
-        batch = openai_batches.submit(
-            self._world,
-            endpoint,
-            file.content,
-            file_id=file.id,
-            metadata=metadata,
-            output_expires_s=expires_s,
+            raise openai_error(400, f"No such File object: {creation.input_file_id}", param="input_file_id")
+        world = self._world
+        upload = judge(world, creation.endpoint, file.content)
+        sheet = {
+            "endpoint": creation.endpoint.value,
+            "input_file_id": file.id,
+            "metadata": creation.metadata,
+            "output_expires_s": creation.output_expires_s,
+        }
+        return await create(
+            world,
+            request,
+            key=world.call_key(DIALECT, upload.digest),
+            take=lambda at: openai_batches.submit(world, upload, sheet, lands_at=at),
+            show=lambda batch: json_response(batch_object(world, batch)),
         )
-        return json_response(batch_object(self._world, batch))
 
     def _batch(self, request: Request) -> Batch:
         name = request.path_params["id"]
@@ -186,27 +189,40 @@ class OpenAIDialect:
 
     async def _retrieve_batch(self, request: Request) -> Response:
         with self._world.lock:
-            return json_response(batch_object(self._world, self._batch(request)))
+            batch = self._batch(request)
+            if self._world.draws.strikes("retrieve_500", batch.fate.key, batch.look("retrieve")):
+                raise server_error()
+            return json_response(batch_object(self._world, batch))
 
     async def _list_batches(self, request: Request) -> Response:
         limit = _page_size(request.query_params.get("limit", "20"))
+        after = request.query_params.get("after")
         world = self._world
         with world.lock:
             batches = world.batches(DIALECT)
-            if after := request.query_params.get("after"):
-                ids = [batch.id for batch in batches]
-                if after not in ids:
-                    raise openai_error(400, f"No batch found with id '{after}'.", param="after")
-                batches = batches[ids.index(after) + 1 :]
-            page = [world.batch(DIALECT, batch.id) for batch in batches[:limit]]
-            data = [batch_object(world, batch) for batch in page if batch is not None]
+            ids = [batch.id for batch in batches]
+            if after and after not in ids:
+                raise openai_error(400, f"No batch found with id '{after}'.", param="after")
+            listing = draw_listing(world, DIALECT, batches[ids.index(after)] if after else None)
+            if listing is Listing.UNAVAILABLE:
+                raise openai_error(503, "The server is currently overloaded. Try again later.", kind="server_error")
+            begin = ids.index(after) + 1 if after else 0
+            page = batches[begin : begin + limit]
+            more = begin + limit < len(batches)
+            if listing is Listing.TRUNCATED:
+                page, more = page[: len(page) // 2], False
+            if listing is Listing.ENDLESS:
+                page, more = page or batches[-limit:], True
+            for batch in page:
+                world.work(batch)
+            data = [batch_object(world, batch) for batch in page]
         return json_response(
             {
                 "object": "list",
                 "data": data,
                 "first_id": data[0]["id"] if data else None,
                 "last_id": data[-1]["id"] if data else None,
-                "has_more": len(batches) > limit,
+                "has_more": more,
             }
         )
 
@@ -215,9 +231,13 @@ class OpenAIDialect:
         with world.lock:
             batch = self._batch(request)
             status = status_of(world, batch, world.clock.now())
-            if status not in (Status.VALIDATING, Status.IN_PROGRESS, Status.CANCELLING):
+            refused = world.draws.strikes("cancel_refused", batch.fate.key, look := batch.look("cancel"))
+            if refused or status not in (Status.VALIDATING, Status.IN_PROGRESS, Status.CANCELLING):
                 raise openai_error(409, f"Cannot cancel a batch with status '{status.value}'.")
             world.cancel(batch)
+            if world.draws.strikes("cancel_502_taken", batch.fate.key, look):
+                return bad_gateway()
+            world.work(batch)
             return json_response(batch_object(world, batch))
 
 
@@ -255,41 +275,6 @@ def _model_object(model: Model) -> dict[str, Any]:
         "owned_by": "openai",
         "shutdown_date": model.shutdown.date().isoformat() if model.shutdown else None,
     }
-
-
-def _output_expiry(value: Any) -> int | None:
-    if value is None:
-        return None
-    seconds = value.get("seconds") if isinstance(value, dict) else None
-    if (
-        not isinstance(value, dict)
-        or value.get("anchor") != "created_at"
-        or not isinstance(seconds, int)
-        or not 3600 <= seconds <= 2_592_000
-    ):
-        raise openai_error(
-            400,
-            "Invalid 'output_expires_after': expected anchor 'created_at' and 3600 to 2592000 seconds.",
-            param="output_expires_after",
-            code="invalid_value",
-        )
-    return seconds
-
-
-def _metadata(value: Any) -> dict[str, str] | None:
-    if value is None:
-        return None
-    fits = isinstance(value, dict) and len(value) <= 16
-    if not fits or not all(
-        isinstance(text, str) and len(name) <= 64 and len(text) <= 512 for name, text in value.items()
-    ):
-        raise openai_error(
-            400,
-            "Invalid 'metadata': at most 16 pairs of strings, keys up to 64 and values up to 512 characters.",
-            param="metadata",
-            code="invalid_value",
-        )
-    return dict(value)
 
 
 def _page_size(text: str) -> int:

@@ -1,4 +1,4 @@
-"""OpenAI's batches: reading an input file, telling how far a batch is, writing its result files."""
+"""OpenAI's batches: taking one, telling how far it is, writing its result files."""
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -8,24 +8,15 @@ from typing import Any, assert_never
 import msgspec
 import orjson
 
-from prefect_llm_tiers.core.requests import Endpoint
+from prefect_llm_tiers.simulator.batches import Batch, Row
 from prefect_llm_tiers.simulator.lives import End
-from prefect_llm_tiers.simulator.openai_bodies import DIALECT, read_request, render_answer
-from prefect_llm_tiers.simulator.wire import Refused
-from prefect_llm_tiers.simulator.world import Batch, Row, World
+from prefect_llm_tiers.simulator.openai_endpoints import render_answer
+from prefect_llm_tiers.simulator.openai_errors import DIALECT, openai_error, server_error
+from prefect_llm_tiers.simulator.openai_uploads import LineError, Upload
+from prefect_llm_tiers.simulator.spoiling import spoiled
+from prefect_llm_tiers.simulator.world import World
 
-__all__ = ["BATCH_ENDPOINTS", "Status", "batch_object", "read_lines", "result_lines", "status_of", "submit"]
-
-BATCH_ENDPOINTS = {
-    Endpoint.RESPONSES.value: Endpoint.RESPONSES,
-    Endpoint.CHAT_COMPLETIONS.value: Endpoint.CHAT_COMPLETIONS,
-}
-"""Endpoints whose batches this simulator can answer; the real one knows six more."""
-
-_LINE_FIELDS = ("custom_id", "method", "url", "body")
-
-_MOST_ERRORS = 100
-"""A file with more faults than this reports the first ones only."""
+__all__ = ["Status", "batch_object", "result_lines", "status_of", "submit"]
 
 
 class Status(StrEnum):
@@ -41,155 +32,84 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
-class LineError(msgspec.Struct, frozen=True):
-    """Why a batch failed its validation."""
+def submit(world: World, upload: Upload, sheet: dict[str, Any], *, lands_at: datetime) -> Batch:
+    """Take a batch of a file that was judged.
 
-    code: str
-    message: str
-    line: int | None = None
-    param: str | None = None
-
-
-def read_lines(world: World, endpoint: Endpoint, content: bytes) -> tuple[str, list[Row], list[LineError]]:
-    """Read an input file.
-
-    Faults of a line's form fail the whole batch; faults of its body only that row, as the endpoint
-    itself would have refused it.
-
-    Returns:
-        The model, the rows, and the errors; the rows count only where there is no error.
+    Args:
+        world: The world.
+        upload: The file.
+        sheet: Its `endpoint`, `input_file_id`, `metadata` and `output_expires_s`.
+        lands_at: When it is taken.
     """
-    limits = world.settings
-    if len(content) > limits.batch_bytes[DIALECT]:
-        most = limits.batch_bytes[DIALECT]
-        return (
-            "",
-            [],
-            [LineError("file_too_large", f"The batch input file is larger than the limit of {most} bytes.")],
-        )
-    lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
-    if not lines:
-        return "", [], [LineError("empty_file", "The batch input file is empty.")]
-    if len(lines) > limits.batch_requests[DIALECT]:
-        most = limits.batch_requests[DIALECT]
-        message = f"The batch input file contains too many requests: {len(lines)}. The limit is {most}."
-        return "", [], [LineError("too_many_tasks", message)]
-    rows: list[Row] = []
-    errors: list[LineError] = []
-    seen: set[str] = set()
-    model: str | None = None
-    for number, raw in lines:
-        line, error = _read_line(number, raw, endpoint)
-        if line is None:
-            if error is not None:
-                errors.append(error)
-            continue
-        custom_id, body = line["custom_id"], line["body"]
-        if custom_id in seen:
-            message = f"The custom_id '{custom_id}' for this request is a duplicate of another request."
-            errors.append(LineError("duplicate_custom_id", message, number, "custom_id"))
-            continue
-        seen.add(custom_id)
-        if world.model(DIALECT, body.get("model")) is None:
-            message = f"The provided model '{body.get('model')}' is not supported by the Batch API."
-            errors.append(LineError("model_not_found", message, number, "body.model"))
-            continue
-        if model is not None and body["model"] != model:
-            message = "All requests in a batch must have the same model."
-            errors.append(LineError("model_mismatch", message, number, "body.model"))
-            continue
-        model = body["model"]
-        rows.append(_read_row(world, endpoint, custom_id, body))
-    return model or "", rows, errors[:_MOST_ERRORS]
-
-
-def _read_line(number: int, raw: bytes, endpoint: Endpoint) -> tuple[dict[str, Any] | None, LineError | None]:
-    try:
-        line = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        line = None
-    if not isinstance(line, dict):
-        return None, LineError("invalid_json_line", "This line is not parseable as valid JSON.", number)
-    for name in _LINE_FIELDS:
-        if not line.get(name):
-            message = f"Missing required parameter: '{name}'."
-            return None, LineError("missing_required_parameter", message, number, name)
-    for name in line:
-        if name not in _LINE_FIELDS:
-            return None, LineError("unknown_parameter", f"Unknown parameter: '{name}'.", number, name)
-    if not isinstance(line["custom_id"], str) or len(line["custom_id"]) > 512:
-        return None, LineError(
-            "invalid_value", "custom_id must be a string of at most 512 characters.", number, "custom_id"
-        )
-    if line["method"] != "POST":
-        return None, LineError("invalid_method", "Invalid method: only 'POST' is supported.", number, "method")
-    if line["url"] != endpoint.value:
-        message = f"The URL provided for this request does not match the batch endpoint '{endpoint.value}'."
-        return None, LineError("url_mismatch", message, number, "url")
-    if not isinstance(line["body"], dict):
-        return None, LineError("invalid_type", "Invalid type for 'body': expected an object.", number, "body")
-    return line, None
-
-
-def _read_row(world: World, endpoint: Endpoint, custom_id: str, body: dict[str, Any]) -> Row:
-    try:
-        asked = read_request(world, endpoint, body, batched=True, custom_id=custom_id)
-    except Refused as refused:
-        return Row(custom_id, rejection=(refused.status, refused.body))
-    return Row(custom_id, asked=asked)
-
-
-def submit(
-    world: World,
-    endpoint: Endpoint,
-    content: bytes,
-    *,
-    file_id: str,
-    metadata: dict[str, str] | None,
-    output_expires_s: int | None,
-) -> Batch:
-    """Take a batch. Its file is judged now; the verdict shows when `validating` is over."""
-    model, rows, errors = read_lines(world, endpoint, content)
+    rows = [msgspec.structs.replace(row) for row in upload.rows]  # a gateway may post one file twice
+    errors = upload.errors
     with world.lock:
-        ceiling = world.settings.enqueued_tokens
-        if not errors and ceiling is not None:
-            tokens = sum(row.asked.input_tokens for row in rows if row.asked is not None)
-            if world.enqueued_tokens(DIALECT, model) + tokens > ceiling:
-                message = (
-                    f"Enqueued token limit reached for {model} in organization "
-                    f"{world.settings.organization}. Limit: {ceiling} enqueued tokens. "
-                    "Please try again once some in_progress batches have "
-                    "been completed."
-                )
-                errors = [LineError("token_limit_exceeded", message)]
-        sheet: dict[str, Any] = {
-            "endpoint": endpoint.value,
-            "input_file_id": file_id,
-            "metadata": metadata,
-            "output_expires_s": output_expires_s,
-            "model": model or None,
+        key = world.fate_key(DIALECT, upload.digest)
+        if not errors:
+            errors = [error for error in (_over_ceiling(world, upload, key), _misjudged(world, key)) if error][:1]
+        sheet = {
+            **sheet,
+            "model": upload.model or None,
             "errors": [msgspec.structs.asdict(error) for error in errors],
         }
         if errors:
-            return world.submit_failed(id_prefix="batch_", dialect=DIALECT, sheet=sheet)
+            return world.submit_failed(
+                id_prefix="batch_",
+                dialect=DIALECT,
+                digest=upload.digest,
+                sheet=sheet,
+                fate_key=key,
+                lands_at=lands_at,
+            )
         sheet["output_file_id"] = world.new_id("file-")
         sheet["error_file_id"] = world.new_id("file-")
-        return world.submit(id_prefix="batch_", dialect=DIALECT, model=model, rows=rows, sheet=sheet)
+        return world.submit(
+            id_prefix="batch_",
+            dialect=DIALECT,
+            model=upload.model,
+            rows=rows,
+            sheet=sheet,
+            digest=upload.digest,
+            fate_key=key,
+            lands_at=lands_at,
+        )
+
+
+def _over_ceiling(world: World, upload: Upload, key: str) -> LineError | None:
+    """Return why no more input tokens may wait, where that is so or a fault says so."""
+    tokens = sum(row.asked.input_tokens for row in upload.rows if row.asked is not None)
+    ceiling = world.settings.enqueued_tokens
+    over = ceiling is not None and world.enqueued_tokens(DIALECT, upload.model) + tokens > ceiling
+    if not over and world.draws.strikes("token_limit", key):
+        over, ceiling = True, ceiling or tokens
+    if not over:
+        return None
+    message = (
+        f"Enqueued token limit reached for {upload.model} in organization {world.settings.organization}. "
+        f"Limit: {ceiling} enqueued tokens. Please try again once some in_progress batches have been completed."
+    )
+    return LineError("token_limit_exceeded", message)
+
+
+def _misjudged(world: World, key: str) -> LineError | None:
+    if not world.draws.strikes("validation_fails", key):
+        return None
+    return LineError("invalid_json_line", "This line is not parseable as valid JSON.", 1)
 
 
 def status_of(world: World, batch: Batch, now: datetime) -> Status:
     """Return where a batch is."""
     settings = world.settings
     if now < batch.created_at + timedelta(seconds=settings.validation_s):
-        cancelled_early = batch.life is not None and batch.life.cancel_at is not None
+        cancelled_early = batch.life is not None and batch.life.is_cancelling(now)
         if not cancelled_early:
             return Status.VALIDATING
     if batch.life is None:
         return Status.FAILED
     end_at, end = batch.life.end
     if now < end_at:
-        return Status.IN_PROGRESS if batch.life.cancel_at is None else Status.CANCELLING
-    if now < end_at + timedelta(seconds=settings.finalizing_s):
+        return Status.CANCELLING if batch.life.is_cancelling(now) else Status.IN_PROGRESS
+    if now < end_at + _finalizing(world, batch):
         return Status.CANCELLING if end is End.CANCELLED else Status.FINALIZING
     match end:
         case End.DONE:
@@ -200,6 +120,10 @@ def status_of(world: World, batch: Batch, now: datetime) -> Status:
             return Status.CANCELLED
         case _ as never:
             assert_never(never)
+
+
+def _finalizing(world: World, batch: Batch) -> timedelta:
+    return timedelta(seconds=world.settings.finalizing_s) + (batch.fate.finalizing or timedelta(0))
 
 
 def batch_object(world: World, batch: Batch) -> dict[str, Any]:
@@ -226,13 +150,19 @@ def batch_object(world: World, batch: Batch) -> dict[str, Any]:
         times["failed_at"] = validated_at
     elif batch.life is not None and status is not Status.VALIDATING:
         times["in_progress_at"] = validated_at
-        times["cancelling_at"] = batch.life.cancel_at
+        times["cancelling_at"] = batch.life.cancel_at if batch.life.is_cancelling(now) else None
         end_at, end = batch.life.end
-        final_at = end_at + timedelta(seconds=settings.finalizing_s)
+        final_at = end_at + _finalizing(world, batch)
         if now >= end_at and end is not End.CANCELLED:
             times["finalizing_at"] = end_at
         if ended:
             times[f"{status.value}_at"] = final_at
+        if now >= end_at + timedelta(seconds=settings.finalizing_s) and batch.fate.finalizing is not None:
+            world.meets("long_finalizing", batch)
+    readable = ended
+    if ended and batch.fate.output_late is not None and batch.life is not None:
+        world.meets("output_late", batch)
+        readable = now >= batch.life.end[0] + _finalizing(world, batch) + batch.fate.output_late
     undone = len(batch.rows) - batch.worked
     shown = status is not Status.VALIDATING
     return {
@@ -244,8 +174,8 @@ def batch_object(world: World, batch: Batch) -> dict[str, Any]:
         "input_file_id": sheet["input_file_id"],
         "completion_window": "24h",
         "status": status.value,
-        "output_file_id": sheet["output_file_id"] if ended and batch.completed else None,
-        "error_file_id": sheet["error_file_id"] if ended and (batch.failed or undone) else None,
+        "output_file_id": sheet["output_file_id"] if readable and batch.completed else None,
+        "error_file_id": sheet["error_file_id"] if readable and (batch.failed or undone) else None,
         "created_at": _unix(batch.created_at),
         "expires_at": _unix(batch.created_at + timedelta(seconds=settings.window_s)),
         **{name: None if at is None else _unix(at) for name, at in times.items()},
@@ -280,6 +210,15 @@ def result_lines(world: World, batch: Batch, *, errors: bool) -> Iterator[bytes]
         batch: The batch; it must have ended.
         errors: Whether to write the error file, which holds every line but the answered ones.
     """
+    lines = _result_lines(world, batch, errors=errors)
+    return spoiled(world, batch, "errors" if errors else "output", lines, _anatomy)
+
+
+def _anatomy(line: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    return line["response"] or {}, "body"
+
+
+def _result_lines(world: World, batch: Batch, *, errors: bool) -> Iterator[tuple[Row, bytes]]:
     if batch.life is None:
         return
     end_at, end = batch.life.end
@@ -308,11 +247,12 @@ def result_lines(world: World, batch: Batch, *, errors: bool) -> Iterator[bytes]
             line["response"] = _reply(world, name, 200, answer)
         elif row.rejection is not None:
             line["response"] = _reply(world, name, *row.rejection)
+        elif row.refused:
+            message = "Invalid value for 'input': the request could not be validated."
+            line["response"] = _reply(world, name, 400, openai_error(400, message, param="input").body)
         else:
-            message = "The server had an error while processing your request. Sorry about that!"
-            fault = {"message": message, "type": "server_error", "param": None, "code": None}
-            line["response"] = _reply(world, name, 500, {"error": fault})
-        yield orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+            line["response"] = _reply(world, name, 500, server_error().body)
+        yield row, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _reply(world: World, name: str, status: int, body: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,11 @@ from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.simulator.answers import Composed
 from prefect_llm_tiers.simulator.asked import AskedRequest, body_digest, tokens_of
+from prefect_llm_tiers.simulator.openai_errors import DIALECT, check_body, openai_error
 from prefect_llm_tiers.simulator.texts import last_user_text, text_size
-from prefect_llm_tiers.simulator.wire import Refused
 from prefect_llm_tiers.simulator.world import World
 
-__all__ = ["DIALECT", "openai_error", "read_request", "render_answer"]
-
-DIALECT = "openai"
+__all__ = ["read_text_request", "render_text_answer"]
 
 _RESPONSES_FIELDS = frozenset(
     (  # noqa: SIM905 - lines of names read better than a column
@@ -49,21 +47,7 @@ _SERVED_AS = {
 }
 
 
-def openai_error(
-    status: int,
-    message: str,
-    *,
-    param: str | None = None,
-    code: str | None = None,
-    kind: str = "invalid_request_error",
-    headers: dict[str, str] | None = None,
-) -> Refused:
-    """Return OpenAI's way to say no."""
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return Refused(status, body, headers or {})
-
-
-def read_request(
+def read_text_request(
     world: World, endpoint: Endpoint, body: Any, *, batched: bool = False, custom_id: str | None = None
 ) -> AskedRequest:
     """Read a body as the question it asks.
@@ -78,29 +62,9 @@ def read_request(
     Raises:
         Refused: What the real endpoint would refuse, with its status and body.
     """
-    if not isinstance(body, dict):
-        raise openai_error(400, "Invalid body: expected a JSON object.", code="invalid_type")
     responses = endpoint is Endpoint.RESPONSES
     known = _RESPONSES_FIELDS if responses else _CHAT_FIELDS
-    for name in body:
-        if name not in known:
-            raise openai_error(400, f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-    for name in ("model", "input" if responses else "messages"):
-        if not body.get(name):
-            raise openai_error(
-                400, f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter"
-            )
-    model = world.model(DIALECT, body["model"])
-    if model is None:
-        raise openai_error(
-            404,
-            f"The model `{body['model']}` does not exist or you do not have access to it.",
-            code="model_not_found",
-        )
-    if not model.answers:
-        raise openai_error(
-            400, f"The model `{model.id}` cannot be used with {endpoint.value}.", param="model", code=None
-        )
+    model = check_body(world, endpoint, body, known, ("model", "input" if responses else "messages"))
     if body.get("stream"):
         where = "in a batch" if batched else "by the simulator"
         raise openai_error(400, f"Streaming is not supported {where}.", param="stream", code="unsupported_parameter")
@@ -243,7 +207,9 @@ def _strict_fault(schema: Any, path: str = "()") -> str | None:
     return next((fault for word in ("items", "anyOf") if (fault := _strict_fault(schema.get(word), path))), None)
 
 
-def render_answer(world: World, asked: AskedRequest, composed: Composed, *, created: int, name: str) -> dict[str, Any]:
+def render_text_answer(
+    world: World, asked: AskedRequest, composed: Composed, *, created: int, name: str
+) -> dict[str, Any]:
     """Return the response body of an answer; its ids follow from `name`."""
     if asked.endpoint == Endpoint.RESPONSES:
         return _response(world, asked, composed, created, name)

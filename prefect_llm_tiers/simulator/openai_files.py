@@ -5,13 +5,16 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
+from prefect_llm_tiers.simulator.batches import Batch
+from prefect_llm_tiers.simulator.broken import bad_gateway
+from prefect_llm_tiers.simulator.downloads import download
 from prefect_llm_tiers.simulator.multipart import MalformedForm, read_form
 from prefect_llm_tiers.simulator.openai_batches import batch_object, result_lines
-from prefect_llm_tiers.simulator.openai_bodies import DIALECT, openai_error
-from prefect_llm_tiers.simulator.wire import in_blocks, json_response
-from prefect_llm_tiers.simulator.world import Batch, World
+from prefect_llm_tiers.simulator.openai_errors import DIALECT, openai_error, server_error
+from prefect_llm_tiers.simulator.wire import json_response
+from prefect_llm_tiers.simulator.world import World
 
 __all__ = ["OpenAIFiles", "StoredFile"]
 
@@ -67,6 +70,9 @@ class OpenAIFiles:
         world = self._world
         with world.lock:
             now = world.clock.now()
+            fault = self._fault(bytes(part.content))
+            if fault == "upload_502_untaken":
+                return bad_gateway()
             file = StoredFile(
                 id=world.new_id("file-"),
                 name=part.filename,
@@ -76,7 +82,15 @@ class OpenAIFiles:
             )
             self._files[file.id] = file
             world.books.files_uploaded += 1
-        return json_response(_upload_object(file))
+        return bad_gateway() if fault else json_response(_upload_object(file))
+
+    def _fault(self, content: bytes) -> str | None:
+        """Return the fault that strikes an upload of this content; the world's lock is held."""
+        names = ("upload_502_untaken", "upload_502_taken")
+        if not self._world.draws.any_of(*names):
+            return None
+        # By the length, because custom_ids in the content may differ from run to run, though not in length.
+        return self._world.draws.first_of(names, len(content), self._world.look_at_page(f"upload:{len(content)}"))
 
     async def retrieve(self, request: Request) -> Response:
         """Describe an upload or a result file."""
@@ -102,8 +116,15 @@ class OpenAIFiles:
         if (file := self.uploaded(name)) is not None:
             return Response(file.content, media_type=_MEDIA_TYPE)
         batch, errors = self._result(name)
-        lines = result_lines(self._world, batch, errors=errors)
-        return StreamingResponse(in_blocks(lines), media_type=_MEDIA_TYPE)
+        return download(
+            self._world,
+            request,
+            batch,
+            result_lines(self._world, batch, errors=errors),
+            file="errors" if errors else "output",
+            media_type=_MEDIA_TYPE,
+            otherwise=server_error(),
+        )
 
     async def delete(self, request: Request) -> Response:
         """Delete an upload or a result file; a batch that was taken keeps what it read."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import signal
 import socket
 import threading
@@ -9,8 +10,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prefect_llm_tiers.errors import ConfigurationError
+from prefect_llm_tiers.simulator.broken import ABORT
 from prefect_llm_tiers.simulator.clock import ScaledClock, real_now
 from prefect_llm_tiers.simulator.settings import WorldSettings
 from prefect_llm_tiers.simulator.simulation import Simulation
@@ -69,7 +72,7 @@ def serve(
         on_ready: Called with the URL once it answers, instead of printing it.
 
     Raises:
-        ConfigurationError: The port is taken, or the address is not this machine's.
+        ConfigurationError: The port is taken, the address is not this machine's, or time would stand still.
     """
     with _listening(host, port) as listener:
         url = _url(listener)
@@ -104,9 +107,14 @@ def serving(
 
 
 def _server(speed: float, settings: WorldSettings | None, on_start: Callable[[], None]) -> _Server:
+    if not 0 < speed < math.inf:
+        raise ConfigurationError(
+            f"The simulator cannot run at speed {speed:g}: time would not pass, or not forward. Give the simulated "
+            "seconds in a real one, above 0, as 600."
+        )
     simulation = Simulation(settings or WorldSettings(), ScaledClock(real_now(), speed))
     config = uvicorn.Config(
-        simulation.app,
+        _resettable(simulation.app),
         log_level="warning",
         access_log=False,
         lifespan="off",
@@ -114,6 +122,18 @@ def _server(speed: float, settings: WorldSettings | None, on_start: Callable[[],
         timeout_graceful_shutdown=1,
     )
     return _Server(config, on_start)
+
+
+def _resettable(app: ASGIApp) -> ASGIApp:
+    """Let the app reset a connection, which ASGI has no word for: uvicorn's `send` knows its transport."""
+
+    async def resettable(scope: Scope, receive: Receive, send: Send) -> None:
+        transport = getattr(getattr(send, "__self__", None), "transport", None)
+        if transport is not None:
+            scope[ABORT] = transport.abort
+        await app(scope, receive, send)
+
+    return resettable
 
 
 @contextlib.contextmanager

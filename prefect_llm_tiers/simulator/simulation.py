@@ -11,11 +11,12 @@ from starlette.routing import Route
 
 from prefect_llm_tiers.core.ports import Clock
 from prefect_llm_tiers.errors import ConfigurationError
-from prefect_llm_tiers.simulator.account import Account
+from prefect_llm_tiers.simulator.account import Account, Billed
 from prefect_llm_tiers.simulator.answers import Answering
 from prefect_llm_tiers.simulator.anthropic_api import AnthropicDialect
 from prefect_llm_tiers.simulator.clock import PublishedClock, ScaledClock, SimulatedClock
 from prefect_llm_tiers.simulator.openai_api import OpenAIDialect
+from prefect_llm_tiers.simulator.records import BatchRecord, records
 from prefect_llm_tiers.simulator.settings import WorldSettings
 from prefect_llm_tiers.simulator.world import World
 
@@ -47,6 +48,8 @@ class Simulation:
                 Route("/v1/models", self._models, methods=["GET"]),
                 Route("/v1/models/{id}", self._model, methods=["GET"]),
                 Route("/_simulator/account", self._show_account, methods=["GET"]),
+                Route("/_simulator/batches", self._show_batches, methods=["GET"]),
+                Route("/_simulator/billed", self._show_billed, methods=["GET"]),
                 Route("/_simulator/clock", self._show_clock, methods=["GET"]),
             ]
         )
@@ -63,6 +66,14 @@ class Simulation:
         """Return what was asked and what it would have cost, as of now."""
         return self.world.account()
 
+    def batches(self) -> list[BatchRecord]:
+        """Return every batch that was ever taken, the first one's first, those that nobody can see among them."""
+        return records(self.world)
+
+    def billed(self) -> dict[str, Billed]:
+        """Return what was billed for each body; the amounts add up to the account's, to the last digit."""
+        return self.world.billed()
+
     async def _models(self, request: Request) -> Response:
         return await self._list_models[_is_anthropic(request)](request)
 
@@ -71,6 +82,12 @@ class Simulation:
 
     async def _show_account(self, _: Request) -> Response:
         return Response(msgspec.json.encode(self.account()), media_type="application/json")
+
+    async def _show_batches(self, _: Request) -> Response:
+        return Response(msgspec.json.encode(self.batches()), media_type="application/json")
+
+    async def _show_billed(self, _: Request) -> Response:
+        return Response(msgspec.json.encode(self.billed()), media_type="application/json")
 
     async def _show_clock(self, _: Request) -> Response:
         published = PublishedClock(

@@ -7,94 +7,18 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-import msgspec
-
 from prefect_llm_tiers.core.ports import Clock
-from prefect_llm_tiers.core.tiers import Tier
-from prefect_llm_tiers.simulator.account import Account, Books
-from prefect_llm_tiers.simulator.answers import Answering, Composed, compose
+from prefect_llm_tiers.simulator.account import Account, Billed, Books
+from prefect_llm_tiers.simulator.answers import Answering, compose
 from prefect_llm_tiers.simulator.asked import AskedRequest, draw
+from prefect_llm_tiers.simulator.batches import Batch, Row, draw_fate
 from prefect_llm_tiers.simulator.book import Model, find_model
-from prefect_llm_tiers.simulator.faults import Faults
-from prefect_llm_tiers.simulator.limits import FlexWeather, Meter, Reading
-from prefect_llm_tiers.simulator.lives import BatchLife, draw_duration_s, draw_progress
+from prefect_llm_tiers.simulator.draws import Draws
+from prefect_llm_tiers.simulator.live_calls import LiveCalls, Served
+from prefect_llm_tiers.simulator.lives import BatchLife, End, draw_duration_s, draw_progress
 from prefect_llm_tiers.simulator.settings import WorldSettings
 
-__all__ = ["Batch", "CapacityRefused", "Limited", "ProviderFailed", "Row", "Served", "World"]
-
-
-class Row(msgspec.Struct, gc=False):
-    """One request of a batch.
-
-    Attributes:
-        custom_id: The sender's name for it.
-        asked: The question; None for a row whose body is invalid.
-        first: Whether its body was new to the world when the batch came.
-        rejection: Status and body that an invalid row ends in.
-        composed: The answer, once it is done.
-        failed: It ended in the provider's own error.
-        done: It was worked on; everything else about it is final.
-    """
-
-    custom_id: str
-    asked: AskedRequest | None = None
-    first: bool = False
-    rejection: tuple[int, dict[str, Any]] | None = None
-    composed: Composed | None = None
-    failed: bool = False
-    done: bool = False
-
-
-class Batch(msgspec.Struct, kw_only=True):
-    """A batch that a dialect submitted.
-
-    Attributes:
-        id: Its id on the wire.
-        dialect: Whose it is.
-        key: What its draws are keyed by: dialect, model, and its number among those.
-        model: The model of its first row.
-        life: When it does what; None for one that failed its validation.
-        rows: In the order in which they get done.
-        worked: How many of them have been worked on and billed.
-        sheet: What the dialect wants to remember of it.
-    """
-
-    id: str
-    dialect: str
-    key: str
-    model: str
-    created_at: datetime
-    life: BatchLife | None
-    rows: list[Row]
-    worked: int = 0
-    completed: int = 0
-    failed: int = 0
-    sheet: dict[str, Any] = msgspec.field(default_factory=dict)
-
-
-class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """A live answer, with the limits it met."""
-
-    composed: Composed
-    requests: Reading | None
-    tokens: Reading | None
-
-
-class Limited(Exception):
-    """The account's own limit; `unit` is `requests` or `tokens`."""
-
-    def __init__(self, unit: str, reading: Reading) -> None:
-        super().__init__(unit, reading)
-        self.unit = unit
-        self.reading = reading
-
-
-class CapacityRefused(Exception):
-    """Flex has no room now."""
-
-
-class ProviderFailed(Exception):
-    """The provider broke, and bills nothing."""
+__all__ = ["World"]
 
 
 class World:
@@ -110,15 +34,23 @@ class World:
         self.settings = settings
         self.clock = clock
         self.lock = threading.RLock()
-        self.books = Books()
         self.origin = clock.now()
+        self._stem = f"{settings.seed}:{self.origin.isoformat()}"
         self._answering = answering
-        self._faults = Faults(settings)
-        self._weather = FlexWeather(settings.flex_outages, self.origin, draw(settings.seed, "flex"))
-        self._meters: dict[tuple[str, str, str], Meter] = {}
+        self.draws = Draws(settings)
+        self.books = Books(self.draws.struck)
         self._asks: Counter[str] = Counter()
         self._numbers: Counter[str] = Counter()
         self._batches: dict[str, Batch] = {}
+        self._live = LiveCalls(
+            settings,
+            clock,
+            lock=self.lock,
+            books=self.books,
+            draws=self.draws,
+            asks=self._asks,
+            answering=answering,
+        )
 
     def new_id(self, prefix: str) -> str:
         """Return the next id of a kind: the same in every run of one world, and another's in none."""
@@ -129,81 +61,69 @@ class World:
 
     def id_of(self, prefix: str, *key: object) -> str:
         """Return the id that follows from a key, so that a result file reads the same every time."""
-        name = f"{self.settings.seed}:{self.origin.isoformat()}:{prefix}:{':'.join(map(str, key))}"
+        name = f"{self._stem}:{prefix}:{':'.join(map(str, key))}"
         return prefix + hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def model(self, dialect: str, name: object) -> Model | None:
         """Return a model that a dialect offers now."""
         return find_model(dialect, name, alive_at=self.clock.now() if self.settings.enforce_shutdown else None)
 
-    # Live
-
     async def ask(self, asked: AskedRequest) -> Served:
-        """Answer a live call after its latency.
-
-        The work is billed as soon as it is taken, so that a client that hangs up has paid all the same.
-
-        Raises:
-            Limited: The account's own limit is reached; unbilled.
-            CapacityRefused: Flex has no room; unbilled.
-            ProviderFailed: A 500; unbilled.
-        """
-        with self.lock:
-            now = self.clock.now()
-            self.books.ask(asked)
-            requests = self._take(asked, now)
-            if asked.tier is Tier.FLEX and not self._weather.is_up(now):
-                self.books.capacity_refused += 1
-                raise CapacityRefused
-            number = self._asks[asked.digest]
-            self._asks[asked.digest] += 1
-            if self._faults.live_error(asked.digest, number):
-                self.books.errors += 1
-                raise ProviderFailed
-            composed = compose(asked, self.settings, self._faults, first=number == 0, answering=self._answering)
-            self.books.bill(asked, composed)
-            latency = self._latency(asked, composed, number)
-        await self.clock.sleep_until(now + latency)
-        return Served(composed=composed, requests=requests.get("requests"), tokens=requests.get("tokens"))
-
-    def _take(self, asked: AskedRequest, now: datetime) -> dict[str, Reading]:
-        """Take a request from its limits, all of them or none."""
-        limits = {"requests": self.settings.requests_per_minute, "tokens": self.settings.tokens_per_minute}
-        units = {"requests": 1, "tokens": asked.input_tokens + (asked.max_output_tokens or 0)}
-        readings: dict[str, Reading] = {}
-        for unit, limit in limits.items():
-            if limit is None:
-                continue
-            meter = self._meters.setdefault((asked.dialect, asked.model, unit), Meter(limit, now))
-            readings[unit] = meter.look(units[unit], now)
-        for unit, reading in readings.items():
-            if reading.retry_after_s > 0:
-                self.books.rate_limited += 1
-                raise Limited(unit, reading)
-        for unit in readings:
-            self._meters[asked.dialect, asked.model, unit].take(units[unit])
-        return readings
-
-    def _latency(self, asked: AskedRequest, composed: Composed, number: int) -> timedelta:
-        law = self.settings.live_law(asked.tier)
-        random = draw(self.settings.seed, "latency", asked.tier, asked.digest, number)
-        factor = random.lognormvariate(0.0, law.sigma) if law.sigma > 0 else 1.0
-        return timedelta(seconds=(law.base_s + law.per_token_s * composed.output_tokens) * factor)
+        """Answer a live call after its latency; see `LiveCalls.ask`."""
+        return await self._live.ask(asked)
 
     # Batches
 
-    def submit(self, *, id_prefix: str, dialect: str, model: str, rows: Sequence[Row], sheet: dict[str, Any]) -> Batch:
-        """Take a batch whose form is valid; its rows may still hold rejections."""
+    def look_at_page(self, page: str) -> int:
+        """Return how often this page of a list was asked for before, and count it."""
+        return self._number(f"page:{page}")
+
+    def fate_key(self, dialect: str, digest: str) -> str:
+        """Return what the faults of a batch with these rows are keyed by, and count its coming."""
         with self.lock:
-            now = self.clock.now()
+            return f"{dialect}:{digest}:{self._number(f'fate:{dialect}:{digest}')}"
+
+    def call_key(self, dialect: str, digest: str) -> str:
+        """Return what the faults of a call to create a batch with these rows are keyed by, and count the call."""
+        with self.lock:
+            return f"{dialect}:{digest}:{self._number(f'call:{dialect}:{digest}')}"
+
+    def submit(
+        self,
+        *,
+        id_prefix: str,
+        dialect: str,
+        model: str,
+        rows: Sequence[Row],
+        sheet: dict[str, Any],
+        digest: str,
+        fate_key: str,
+        lands_at: datetime,
+    ) -> Batch:
+        """Take a batch whose form is valid; its rows may still hold rejections.
+
+        Args:
+            id_prefix: What its id begins with.
+            dialect: Whose it is.
+            model: The model of its rows.
+            rows: Its requests.
+            sheet: What the dialect wants to remember of it.
+            digest: Names its bodies; see `rows_digest`.
+            fate_key: See `fate_key`.
+            lands_at: When it is taken: now, or later for one whose creation lands late.
+        """
+        with self.lock:
             number = self._number(f"batch:{dialect}")
             key = f"{dialect}:{model}:{self._number(f'batch:{dialect}:{model}')}"
             law = self.settings.batch_by_model.get(model, self.settings.batch)
             random = draw(self.settings.seed, "batch", key)
             stuck = f"{dialect}:{number}" in self.settings.stuck_batches
             duration_s = draw_duration_s(law, random, stuck=stuck)
+            fate = draw_fate(self.draws, fate_key, lands_at)
+            if fate.expires:
+                duration_s = self.settings.window_s * (1.05 + 0.8 * self.draws.fraction("batch_expires_s", fate_key))
             life = BatchLife(
-                created_at=now,
+                created_at=lands_at,
                 rows=len(rows),
                 duration=timedelta(seconds=max(duration_s, self.settings.validation_s)),
                 progress=draw_progress(law, random),
@@ -212,23 +132,30 @@ class World:
             for row in rows:
                 if row.asked is not None:
                     self.books.ask(row.asked)
-                    row.first = self._asks[row.asked.digest] == 0
-                    self._asks[row.asked.digest] += 1
-            in_turn = sorted(rows, key=lambda row: hashlib.sha256(f"{key}:{row.custom_id}".encode()).digest())
+                    row.first = self._asks[row.digest] == 0
+                    self._asks[row.digest] += 1
+            # By the bodies and not by the custom_ids, which may differ from run to run.
+            in_turn = sorted(
+                rows, key=lambda row: (hashlib.sha256(f"{key}:{row.digest}".encode()).digest(), row.custom_id)
+            )
             return self._enter(
                 Batch(
                     id=self.new_id(id_prefix),
                     dialect=dialect,
                     key=key,
                     model=model,
-                    created_at=now,
+                    created_at=lands_at,
                     life=life,
+                    fate=fate,
+                    digest=digest,
                     rows=in_turn,
                     sheet=sheet,
                 )
             )
 
-    def submit_failed(self, *, id_prefix: str, dialect: str, sheet: dict[str, Any]) -> Batch:
+    def submit_failed(
+        self, *, id_prefix: str, dialect: str, digest: str, sheet: dict[str, Any], fate_key: str, lands_at: datetime
+    ) -> Batch:
         """Take a batch that will turn out to have failed as a whole; nothing of it is worked on."""
         with self.lock:
             return self._enter(
@@ -237,8 +164,10 @@ class World:
                     dialect=dialect,
                     key=f"{dialect}:failed:{self._number(f'failed:{dialect}')}",
                     model="",
-                    created_at=self.clock.now(),
+                    created_at=lands_at,
                     life=None,
+                    fate=draw_fate(self.draws, fate_key, lands_at),
+                    digest=digest,
                     rows=[],
                     sheet=sheet,
                 )
@@ -255,18 +184,34 @@ class World:
         return number
 
     def batch(self, dialect: str, batch_id: str) -> Batch | None:
-        """Return a batch as it is now, its finished rows worked on and billed."""
+        """Return a batch as it is now, its finished rows worked on and billed; None while it cannot be found."""
         with self.lock:
             batch = self._batches.get(batch_id)
-            if batch is None or batch.dialect != dialect:
+            if batch is None or batch.dialect != dialect or batch.forgotten:
                 return None
-            self._work(batch)
+            if self.clock.now() < batch.fate.found_from:
+                return None
+            self.work(batch)
             return batch
 
     def batches(self, dialect: str) -> list[Batch]:
-        """Return a dialect's batches, newest first; rows may lag until `batch` looks at one."""
+        """Return a dialect's batches that lists show now, newest first; rows may lag until `work`."""
         with self.lock:
-            return [batch for batch in reversed(self._batches.values()) if batch.dialect == dialect]
+            now = self.clock.now()
+            listed = [
+                batch
+                for batch in reversed(self._batches.values())
+                if batch.dialect == dialect and not batch.forgotten and batch.fate.listed_from <= now
+            ]
+            # One that landed late was entered before it was created.
+            return sorted(listed, key=lambda batch: batch.created_at, reverse=True)
+
+    def every_batch(self) -> list[Batch]:
+        """Return all batches ever, hidden, deleted and not yet landed ones too, as they are now."""
+        with self.lock:
+            for batch in self._batches.values():
+                self.work(batch)
+            return list(self._batches.values())
 
     def cancel(self, batch: Batch) -> None:
         """Ask for a batch's end; asking twice changes nothing."""
@@ -274,16 +219,24 @@ class World:
             life = batch.life
             if life is None or life.cancel_at is not None:
                 return
+            now = self.clock.now()
             low, high = self.settings.cancel_s
-            takes_s = draw(self.settings.seed, "cancel", batch.key).uniform(low, high)
-            life.cancel(self.clock.now(), timedelta(seconds=takes_s))
+            takes = timedelta(seconds=draw(self.settings.seed, "cancel", batch.key).uniform(low, high))
+            if self.draws.strikes("cancel_slow", batch.fate.key):
+                takes = self.draws.span("cancel_slow_s", batch.fate.key)
+            if self.draws.strikes("cancel_too_late", batch.fate.key):
+                life.duration = min(life.duration, now - life.created_at)
+            begins = now
+            if self.draws.strikes("cancel_late", batch.fate.key):
+                begins += self.draws.span("cancel_late_s", batch.fate.key)
+            life.cancel(begins, takes)
             self.books.batches_cancelled += 1
 
     def forget(self, batch: Batch) -> None:
         """Delete an ended batch."""
         with self.lock:
-            self._work(batch)
-            del self._batches[batch.id]
+            self.work(batch)
+            batch.forgotten = True
 
     def enqueued_tokens(self, dialect: str, model: str) -> int:
         """Return the input tokens of a model's unfinished batches."""
@@ -293,29 +246,44 @@ class World:
                 row.asked.input_tokens
                 for batch in self._batches.values()
                 if batch.dialect == dialect and batch.model == model
-                if batch.life is not None and now < batch.life.end[0]
+                if batch.life is not None and batch.created_at <= now < batch.life.end[0]
                 for row in batch.rows
                 if row.asked is not None
             )
 
-    def _work(self, batch: Batch) -> None:
+    def meets(self, fault: str, batch: Batch) -> None:
+        """Count a fault of a batch's fate, the first time that it shows."""
+        with self.lock:
+            if fault not in batch.met:
+                batch.met.add(fault)
+                self.draws.struck[fault] += 1
+
+    def work(self, batch: Batch) -> None:
         """Do what the batch has done by now, and bill it."""
         if batch.life is None:
             return
-        until = batch.life.rows_done(self.clock.now())
+        now = self.clock.now()
+        until = batch.life.rows_done(now)
+        end_at, end = batch.life.end
+        if batch.fate.expires and end is End.EXPIRED and now >= end_at:
+            self.meets("batch_expires", batch)
+        key = batch.fate.key
         for row in batch.rows[batch.worked : until]:
             row.done = True
             if row.asked is None:
                 batch.failed += 1
-            elif self._faults.row_error(batch.key, row.custom_id):
+            elif batch.fate.no_output or self.draws.strikes("batch_row_error_rate", key, row.digest):
+                if batch.fate.no_output:
+                    self.meets("no_output", batch)
                 row.failed = True
                 batch.failed += 1
                 self.books.errors += 1
+            elif self.draws.strikes("row_invalid", key, row.digest):
+                row.refused = True
+                batch.failed += 1
             else:
-                row.composed = compose(
-                    row.asked, self.settings, self._faults, first=row.first, answering=self._answering
-                )
-                self.books.bill(row.asked, row.composed)
+                row.composed = compose(row.asked, self.settings, self.draws, first=row.first, answering=self._answering)
+                self.books.bill(row.asked, row.composed, where=batch.id)
                 batch.completed += 1
         batch.worked = max(batch.worked, until)
 
@@ -324,6 +292,11 @@ class World:
     def account(self) -> Account:
         """Return the account as of now, all that batches did by now included."""
         with self.lock:
-            for batch in self._batches.values():
-                self._work(batch)
+            self.every_batch()
             return self.books.account(self.clock.now())
+
+    def billed(self) -> dict[str, Billed]:
+        """Return what was billed, by the digest of the body, all that batches did by now included."""
+        with self.lock:
+            self.every_batch()
+            return self.books.billed()

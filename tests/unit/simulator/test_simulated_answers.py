@@ -1,11 +1,19 @@
+import json
+import re
+from decimal import Decimal
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
-from prefect_llm_tiers.simulator.answers import instance_of, summary_of
+from prefect_llm_tiers.providers.capabilities import Dialect
+from prefect_llm_tiers.providers.schemas import output_schema
+from prefect_llm_tiers.simulator.answers import summary_of
+from prefect_llm_tiers.simulator.instances import instance_of
+from prefect_llm_tiers.simulator.patterns import matching
 
 
 def is_valid(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
@@ -99,6 +107,56 @@ def test_a_schema_that_refers_to_itself_ends() -> None:
     }
     root = {"$ref": "#/$defs/Tree", "$defs": {"Tree": tree}}
     assert all(is_valid(instance_of(root, Random(seed)), root, root) for seed in range(20))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$",  # pydantic's, for Decimal
+        r"^[A-Z]{2}-\d{3,5}$",
+        r"^(?:red|green|blue)$",
+        r"^[^\s@]+@[^\s@]+\.[a-z]{2,}$",
+        r"(\w)x\1",
+        r"^\d{4}-(0[1-9]|1[0-2])$",
+        r"^.{3}$",
+        r"^(?=.*\d)[a-z0-9]{8}$",
+        r"end$",
+    ],
+)
+def test_a_text_matches_its_pattern(pattern: str) -> None:
+    """A string whose schema names a pattern matches it, each time another one where there are several."""
+    schema = {"type": "string", "pattern": pattern}
+    values = {instance_of(schema, Random(seed)) for seed in range(30)}
+    assert all(re.search(pattern, value) for value in values)
+    assert len(values) > 1 or pattern == "end$"
+
+
+def test_a_pattern_that_nothing_matches_is_passed_over() -> None:
+    """Contradictions, broken expressions and lengths out of reach end in no text, not in a loop."""
+    assert matching("^(?=a)b$", Random(1)) is None
+    assert matching("(", Random(1)) is None
+    assert matching("^a{3}$", Random(1), least=5) is None
+    assert isinstance(instance_of({"type": "string", "pattern": "("}, Random(1)), str)
+
+
+class Invoice(BaseModel):
+    """Fields that a provider's strict schema says only in part."""
+
+    total: Decimal
+    tax: Annotated[Decimal, Field(max_digits=6, decimal_places=2)]
+    discount: Annotated[Decimal, Field(gt=5, le=6)]
+    code: Annotated[str, Field(pattern=r"^[A-Z]{2}-\d{3,5}$")]
+    note: Annotated[str, Field(min_length=30, max_length=40)]
+    pages: Annotated[int, Field(ge=40, le=50)]
+    lines: Annotated[list[int], Field(min_length=2, max_length=3)]
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_answers_parse_into_the_model_that_asked(dialect: Dialect) -> None:
+    """Decimals, patterns and bounds hold, those that the schema can only tell in a description too."""
+    schema = output_schema(Invoice, dialect).schema
+    for seed in range(200):
+        Invoice.model_validate_json(json.dumps(instance_of(schema, Random(seed))))
 
 
 @pytest.mark.parametrize(
