@@ -27,7 +27,7 @@ from prefect_llm_tiers.core.requests import request_key
 from prefect_llm_tiers.core.runs import Entry
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.ledger import SqlLedger, open_ledger
-from prefect_llm_tiers.ledger.dialects import SQLITE_PRAGMAS
+from prefect_llm_tiers.ledger.engines import SQLITE_PRAGMAS
 
 __all__ = ["run"]
 
@@ -91,6 +91,8 @@ def _planned(ledger: SqlLedger, keys: list[str]) -> Batch:
         key_digest="",
         requests=len(keys),
         rows=len(keys),
+        provider="openai",
+        account="org",
         deadline=None,
         entered_at=AT,
     )

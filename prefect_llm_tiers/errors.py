@@ -8,6 +8,7 @@ LLMTiersError
 ├── ConfigurationError          a step, chain or block cannot work as declared
 │   ├── CredentialsRejected     the provider refused the key
 │   ├── UnknownModel            the provider does not offer the model to this account
+│   ├── AccountChanged          a run began under another account than the block has now
 │   └── SchemaUnsupported       a pydantic model that strict schemas cannot express
 ├── InputError                  the rows cannot be asked as they are
 │   ├── MissingColumns
@@ -23,6 +24,7 @@ LLMTiersError
 │   └── RequestRejected         the provider will never accept this
 ├── LedgerError
 │   ├── LedgerUnusable          read-only, corrupt, of a newer schema, not reachable
+│   ├── RunForgotten            the run began before, and this ledger knows nothing of it
 │   ├── IllegalTransition       a state change that the lifecycle forbids, or that came too late
 │   └── LeaseLost               another process decides now
 ├── SubmissionUnknown           a batch may or may not have been submitted
@@ -33,6 +35,7 @@ LLMTiersError
 from collections.abc import Mapping
 
 __all__ = [
+    "AccountChanged",
     "ColumnExists",
     "ConfigurationError",
     "CredentialsRejected",
@@ -53,6 +56,7 @@ __all__ = [
     "RateLimited",
     "RequestRejected",
     "RowsFailed",
+    "RunForgotten",
     "SchemaUnsupported",
     "SubmissionUnknown",
     "UnknownModel",
@@ -73,6 +77,10 @@ class CredentialsRejected(ConfigurationError):
 
 class UnknownModel(ConfigurationError):
     """The provider does not offer this model to this account."""
+
+
+class AccountChanged(ConfigurationError):
+    """A run was entered again under another account: what is out belongs to the first one."""
 
 
 class SchemaUnsupported(ConfigurationError):
@@ -145,6 +153,10 @@ class LedgerError(LLMTiersError):
 
 class LedgerUnusable(LedgerError):
     """The ledger cannot be opened: read-only, corrupt, of a newer schema or not reachable."""
+
+
+class RunForgotten(LedgerError):
+    """A run that began before finds no record of itself: this is not the ledger it began in."""
 
 
 class IllegalTransition(LedgerError):

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -38,6 +38,10 @@ os.environ |= {
 # A failure must come back with the next run, on any machine; how long an example takes is for benchmarks.
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.load_profile("deterministic")
+
+
+if TYPE_CHECKING:
+    from tests.postgres import PostgreSQL
 
 
 class OutsideLoopbackError(RuntimeError):
@@ -69,6 +73,16 @@ def loopback_only() -> Iterator[None]:
         patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
         patch.setattr(socket, "getaddrinfo", guarded_getaddrinfo)
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgreSQL"]:
+    """A PostgreSQL server, started by the first test that needs it."""
+    from tests.postgres import PostgreSQL
+
+    server = PostgreSQL()
+    yield server
+    server.stop()
 
 
 def _refuse_outside(sock: socket.socket, address: Any) -> None:

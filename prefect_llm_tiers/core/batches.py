@@ -132,6 +132,7 @@ class ProviderBatch(msgspec.Struct, frozen=True, kw_only=True):
         created_at: When the provider took it.
         ended_at: When it ended, None while it runs or where the provider does not say.
         token: The token from the batch's metadata; None where the provider has no metadata.
+        input_file_id: The file it was made from; None where the provider has no files.
         error_codes: Codes of a batch that failed as a whole, as `token_limit_exceeded`.
         results_ready: Whether every result file that the counts promise can be read.
     """
@@ -142,6 +143,7 @@ class ProviderBatch(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     ended_at: datetime | None = None
     token: str | None = None
+    input_file_id: str | None = None
     error_codes: tuple[str, ...] = ()
     results_ready: bool = False
 
@@ -173,6 +175,10 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         ended_at: When the provider ended it.
         next_poll_at: Not to be looked at before this instant.
         polls: How often it was looked at.
+        doubtful: A submission of it was once not confirmed at once, so that the provider may have it more than once.
+        copy_of: The batch that this is another copy of, taken by the provider from the same submission or from
+            an earlier one that came in late; None for a batch of its own.
+        input_tokens: Estimated input tokens of all its requests, by the run that packed it; None: not known.
     """
 
     id: int
@@ -198,3 +204,6 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None = None
     next_poll_at: datetime | None = None
     polls: int = 0
+    doubtful: bool = False
+    copy_of: int | None = None
+    input_tokens: int | None = None

@@ -6,7 +6,7 @@ a contract suite under `tests/contracts/` that every implementation passes.
 
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -34,6 +34,7 @@ __all__ = [
     "Capabilities",
     "Chance",
     "Clock",
+    "EncodedLines",
     "FailureMeaning",
     "Ledger",
     "Provider",
@@ -92,16 +93,20 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         requests: Most requests.
         bytes: Most bytes of the encoded upload.
+        inputs: Most embedding inputs; None where nothing is embedded.
         window: The completion window: when the provider gives up.
         cancel: The longest a cancel takes to become final.
         reports_progress: Whether counts move while the batch runs.
+        metadata: Whether a batch bears its token where the list of batches shows it.
     """
 
     requests: int
     bytes: int
+    inputs: int | None = None
     window: timedelta
     cancel: timedelta
     reports_progress: bool
+    metadata: bool = True
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,12 +157,22 @@ class BatchLine(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+@runtime_checkable
+class EncodedLines(Protocol):
+    """Lines of a batch that can be had encoded, many at a time: at a third of what one after the other takes."""
+
+    def encoded(self, before: bytes, middle: bytes, after: bytes) -> AsyncIterator[bytes]:
+        """Yield all lines, some at a time, each as `before`, custom_id, `middle`, body, `after`."""
+        ...
+
+
 class ResultLine(msgspec.Struct, frozen=True, gc=False):
     """One line of a batch's results.
 
     Attributes:
         custom_id: What the line says it answers; None where it cannot be read.
-        outcome: What it means, `key` filled in from the custom_id; None where the line is broken.
+        outcome: What it means, `key` filled in from the custom_id: of a line that is broken behind its id RETRY,
+            billed or not nobody knows. None where the id is missing or not of our making.
     """
 
     custom_id: str | None
@@ -290,6 +305,10 @@ class Ledger(Protocol):
         """Return a step run."""
         ...
 
+    def step_runs_of(self, flow_run_id: str) -> list[StepRun]:
+        """Return the step runs of a flow run in the order in which they were first entered."""
+        ...
+
     def rebase(self, run: StepRun, entry: Entry, *, lease: Lease) -> StepRun:
         """Store a re-entry's digest and counts in the place of the first entry's. A decision."""
         ...
@@ -310,11 +329,14 @@ class Ledger(Protocol):
 
     # Requests
 
-    def stand(self, keys: Sequence[str], *, step_run_id: str, not_before: datetime | None) -> list[Standing]:
+    def stand(
+        self, keys: Sequence[str], *, step_run_id: str, not_before: datetime | None, now: datetime | None
+    ) -> list[Standing]:
         """Tell where each key stands for a step run, in the order of `keys`.
 
         An answer or refusal stamped before `not_before` does not count (None: any age does). OUT means
-        an attempt without outcome in a batch whose state is live and which this step run has not left.
+        an attempt without outcome in a batch whose state is live and which this step run has not left, or,
+        unless `now` is None, a live call of another step run that still holds its lease at `now`.
         FAILED and `tries` count only where they are this step run's own.
         """
         ...
@@ -343,8 +365,23 @@ class Ledger(Protocol):
 
     # Calls
 
-    def begin_calls(self, keys: Sequence[str], *, run: StepRun, tier: Tier, lease: Lease, at: datetime) -> list[int]:
-        """Write down that live calls are about to be sent; return an attempt id for each key. A decision."""
+    def begin_calls(
+        self,
+        keys: Sequence[str],
+        *,
+        run: StepRun,
+        tier: Tier,
+        lease: Lease,
+        at: datetime,
+        not_before: datetime | None,
+        share: bool = True,
+    ) -> list[int | None]:
+        """Write down that live calls are about to be sent; return an attempt id for each key. A decision.
+
+        None stands for a key that is not to be asked, because of what happened since the caller looked: it
+        was answered (by the rule of `stand`), it is out in a batch that this step run has not left, or,
+        unless `share` is false, another step run that holds its lease at `at` has a live call out on it.
+        """
         ...
 
     def record_calls(self, outcomes: Sequence[tuple[int, Outcome]], *, at: datetime, stamp: datetime) -> Recorded:
@@ -376,10 +413,13 @@ class Ledger(Protocol):
         endpoint: str,
         lease: Lease,
         at: datetime,
+        input_tokens: int | None = None,
     ) -> Batch:
         """Choose a batch's rows: state PLANNED, an open attempt per key, the run attached. A decision.
 
-        The token is `derived_token(ledger_id, "batch", id, 1)`.
+        The token is `derived_token(ledger_id, "batch", id, 1)`. A key that is out, as `stand` has it at `at`,
+        is an `IllegalTransition`: sending it would pay for it twice. `input_tokens` is what all of it takes of a
+        bound on enqueued tokens, as far as the caller can tell.
         """
         ...
 
@@ -409,7 +449,7 @@ class Ledger(Protocol):
         ...
 
     def waiting_for(self, batch_id: int) -> list[str]:
-        """Return the ids of the step runs that wait for a batch: attached, and not left."""
+        """Return the ids of the step runs that wait for a batch: attached, not left, and not at their own end."""
         ...
 
     def leave(self, batch_id: int, *, run: StepRun, lease: Lease, at: datetime) -> int:
@@ -447,7 +487,36 @@ class Ledger(Protocol):
     ) -> Batch:
         """Write down what a look at a batch told, without a change of state. A fact.
 
-        `looked` counts a look that was complete and did not find it; one that did counts by itself.
+        `looked` counts a look that was complete and did not find it; one that did counts by itself. Another
+        provider id than the one that is known is a copy and is written down as `note_copy` does.
+        """
+        ...
+
+    def doubt(self, batch: Batch) -> Batch:
+        """Mark a batch as one that the provider may have more than once. A fact, for good."""
+        ...
+
+    def tokens(self, batch: Batch) -> list[str]:
+        """Return the tokens of every submission of a batch so far, the first one's first."""
+        ...
+
+    def note_copy(self, batch: Batch, provider_batch: ProviderBatch, *, token: str, at: datetime) -> Batch:
+        """Write down that the provider has a batch a second time, and return the copy as a batch of its own.
+
+        It is IN_PROGRESS, bears `token`, carries the same keys with an attempt each, belongs to the same step
+        run, which does not wait for it, and names the batch in `copy_of`. A provider id that the ledger knows
+        adds nothing: the batch that bears it is returned. A fact, with an event.
+        """
+        ...
+
+    def known_provider_batches(self, *, provider: str, since: datetime) -> set[str]:
+        """Return the provider ids of all batches planned at `since` or later, whatever became of them."""
+        ...
+
+    def doubted(self, *, since: datetime) -> list[Batch]:
+        """Return the doubtful batches that are over, planned at `since` or later, oldest first.
+
+        Over is settled or discarded: nobody looks after them any more, and the provider may have one again.
         """
         ...
 

@@ -8,7 +8,7 @@ that was used.
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import genai_prices
 import msgspec
@@ -18,7 +18,7 @@ from genai_prices.types import ModelInfo, TieredPrices
 from prefect_llm_tiers.core.outcomes import Usage
 from prefect_llm_tiers.core.tiers import Tier
 
-__all__ = ["PUBLISHED_RATIO", "Price", "price"]
+__all__ = ["PUBLISHED_RATIO", "Price", "Tariff", "price"]
 
 PUBLISHED_RATIO: Mapping[Tier, Decimal] = {
     Tier.BATCH: Decimal("0.5"),
@@ -38,6 +38,14 @@ _CONTEXT: Mapping[tuple[str, Tier], Mapping[str, str] | None] = {
     ("anthropic", Tier.STANDARD): None,
     ("anthropic", Tier.BATCH): {"processing": "batch"},
 }
+
+# The library has no price of an embedding in a batch, and would give the standard one.
+_PUBLISHED: Mapping[tuple[str, Tier, str], Mapping[str, Decimal]] = {
+    ("openai", Tier.BATCH, "text-embedding-3-small"): {"input_mtok": Decimal("0.01")},
+    ("openai", Tier.BATCH, "text-embedding-3-large"): {"input_mtok": Decimal("0.065")},
+    ("openai", Tier.BATCH, "text-embedding-ada-002"): {"input_mtok": Decimal("0.05")},
+}
+_PUBLISHED_BY = {"openai": "OpenAI's price list, 2026-11"}
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -80,30 +88,74 @@ def price(usage: Usage, *, provider: str, model: str, tier: Tier, at: datetime) 
     Raises:
         ValueError: `at` is naive.
     """
-    if at.tzinfo is None:
-        msg = f"The instant of a price must be aware, got {at.isoformat()}."
-        raise ValueError(msg)
-    card = _rate_card(provider, model, tier, at.astimezone(UTC).replace(second=0, microsecond=0))
-    if card is None:
-        return None
-    plain = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
-    if plain < 0:
-        return None
-    used = {
-        "input_mtok": plain,
-        "cache_read_mtok": usage.cached_input_tokens,
-        "cache_write_mtok": usage.cache_write_tokens,
-        "output_mtok": usage.output_tokens,
-    }
-    if any(tokens and kind not in card.rates for kind, tokens in used.items()):
-        return None
-    if card.line is not None and usage.input_tokens > card.line:
-        return _price_above_the_line(usage, provider=provider, model=model, tier=tier, at=at, source=card.source)
-    total = sum((card.rates[kind] * tokens for kind, tokens in used.items() if tokens), Decimal(0))
-    return Price(usd=total / _MTOK, source=card.source)
+    tariff = Tariff(provider=provider, model=model, tier=tier, at=at)
+    usd = tariff.usd(usage)
+    return Price(usd=usd, source=tariff.source) if usd is not None and tariff.source is not None else None
 
 
-def _price_above_the_line(usage: Usage, *, provider: str, model: str, tier: Tier, at: datetime, source: str) -> Price:
+class Tariff:
+    """What calls cost in one tier at one instant; the rules of `price`, for many calls at once.
+
+    Attributes:
+        source: Where the rates came from; None where there are none.
+        line: Up to this many input tokens `read_usd` and `written_usd` are all that plain input and output cost;
+            -1 where they have no price.
+    """
+
+    def __init__(self, *, provider: str, model: str, tier: Tier, at: datetime) -> None:
+        """Look the rates up.
+
+        Args:
+            provider: As all arguments, see `price`.
+            model: The model.
+            tier: The tier served.
+            at: When the calls were made.
+
+        Raises:
+            ValueError: `at` is naive.
+        """
+        if at.tzinfo is None:
+            msg = f"The instant of a price must be aware, got {at.isoformat()}."
+            raise ValueError(msg)
+        card = _rate_card(provider, model, tier, at.astimezone(UTC).replace(second=0, microsecond=0))
+        self._rates: Mapping[str, Decimal] = card.rates if card is not None else {}
+        self._surcharge_above = card.line if card is not None else None
+        self._by_the_library = partial(_usd_above_the_line, provider=provider, model=model, tier=tier, at=at)
+        self.source = card.source if card is not None else None
+        both = "input_mtok" in self._rates and "output_mtok" in self._rates
+        self.line = -1 if not both else _NO_LINE if self._surcharge_above is None else self._surcharge_above
+
+    def read_usd(self, tokens: int) -> Decimal:
+        """Return what plain input costs. Raises KeyError if it has no price."""
+        return self._rates["input_mtok"] * tokens / _MTOK
+
+    def written_usd(self, tokens: int) -> Decimal:
+        """Return what output costs. Raises KeyError if it has no price."""
+        return self._rates["output_mtok"] * tokens / _MTOK
+
+    def usd(self, usage: Usage) -> Decimal | None:
+        """Return what one call costs, exactly; None where a token that it used has no price."""
+        plain = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
+        if self.source is None or plain < 0:
+            return None
+        used = {
+            "input_mtok": plain,
+            "cache_read_mtok": usage.cached_input_tokens,
+            "cache_write_mtok": usage.cache_write_tokens,
+            "output_mtok": usage.output_tokens,
+        }
+        if any(tokens and kind not in self._rates for kind, tokens in used.items()):
+            return None
+        if self._surcharge_above is not None and usage.input_tokens > self._surcharge_above:
+            return self._by_the_library(usage)
+        total = sum((self._rates[kind] * tokens for kind, tokens in used.items() if tokens), Decimal(0))
+        return total / _MTOK
+
+
+_NO_LINE = 1 << 62
+
+
+def _usd_above_the_line(usage: Usage, *, provider: str, model: str, tier: Tier, at: datetime) -> Decimal:
     """Price one call by the library itself: 100 times slower, and it knows every surcharge."""
     calculated = genai_prices.calc_price(
         genai_prices.Usage(
@@ -117,13 +169,16 @@ def _price_above_the_line(usage: Usage, *, provider: str, model: str, tier: Tier
         price_context=_CONTEXT[provider, tier],
         genai_request_timestamp=at,
     )
-    return Price(usd=calculated.total_price, source=source)
+    return calculated.total_price
 
 
 @lru_cache(maxsize=4096)
 def _rate_card(provider: str, model: str, tier: Tier, minute: datetime) -> _RateCard | None:
     if (provider, tier) not in _CONTEXT:
         return None
+    told = _PUBLISHED.get((provider, tier, model))
+    if told is not None:
+        return _RateCard(rates=told, line=None, source=_PUBLISHED_BY[provider])
     try:
         _, info = get_snapshot().find_provider_model(model, None, provider, None)
     except LookupError:

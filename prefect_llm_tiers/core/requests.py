@@ -1,9 +1,11 @@
 """One row's call, and the key that makes asking it twice impossible."""
 
 import base64
+import binascii
 import hashlib
 import hmac
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -20,6 +22,7 @@ __all__ = [
     "custom_id",
     "derived_token",
     "request_key",
+    "request_keys",
     "split_custom_id",
 ]
 
@@ -32,6 +35,8 @@ TOKEN_LENGTH = 20
 CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """What Anthropic allows as a custom_id; the strictest rule known, kept for every provider."""
 
+_URLSAFE = bytes.maketrans(b"+/", b"-_")
+
 
 class Endpoint(StrEnum):
     """A provider's path, without the host."""
@@ -39,6 +44,12 @@ class Endpoint(StrEnum):
     RESPONSES = "/v1/responses"
     CHAT_COMPLETIONS = "/v1/chat/completions"
     MESSAGES = "/v1/messages"
+    EMBEDDINGS = "/v1/embeddings"
+    COMPLETIONS = "/v1/completions"
+    MODERATIONS = "/v1/moderations"
+    IMAGES = "/v1/images/generations"
+    IMAGE_EDITS = "/v1/images/edits"
+    VIDEOS = "/v1/videos"
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
@@ -74,13 +85,29 @@ def request_key(*, account: str, endpoint: str, body: bytes, sample: int = 0) ->
         body: Canonical JSON of the body, from `canonical_json`.
         sample: Number of the sample when the same thing is asked several times.
     """
+    head, tail = _around_body(account, endpoint, sample)
+    return base64.urlsafe_b64encode(hashlib.sha256(head + body + tail).digest())[:KEY_LENGTH].decode()
+
+
+def request_keys(bodies: Iterable[bytes], *, account: str, endpoint: str, samples: int = 1) -> bytes:
+    """Return what `request_key` returns for many bodies, end to end: for each body the keys of its samples.
+
+    Encoding the hashes together and not one by one saves a tenth of the time that a row takes.
+    """
+    around = [_around_body(account, endpoint, sample) for sample in range(samples)]
+    sha256, join = hashlib.sha256, b"".join
+    # A 33rd byte fills the last of the groups of three that base64 takes: 44 characters, the last of them its own.
+    hashes = [sha256(join((head, body, tail))).digest() for body in bodies for head, tail in around]
+    text = bytearray(binascii.b2a_base64(b"\0".join([*hashes, b""]), newline=False).translate(_URLSAFE))
+    del text[KEY_LENGTH :: KEY_LENGTH + 1]
+    return bytes(text)
+
+
+def _around_body(account: str, endpoint: str, sample: int) -> tuple[bytes, bytes]:
+    """Return what stands before and after the body in the text that is hashed."""
     # The parts stand in alphabetical order, so that splicing the encoded body in keeps the text canonical.
     head = b'{"account":' + orjson.dumps(account) + b',"body":'
-    tail = b',"endpoint":' + orjson.dumps(endpoint) + b',"sample":' + str(sample).encode() + b"}"
-    digest = hashlib.sha256(head)
-    digest.update(body)
-    digest.update(tail)
-    return base64.urlsafe_b64encode(digest.digest())[:KEY_LENGTH].decode()
+    return head, b',"endpoint":' + orjson.dumps(endpoint) + b',"sample":' + str(sample).encode() + b"}"
 
 
 def derived_token(ledger_id: str, *parts: str | int) -> str:

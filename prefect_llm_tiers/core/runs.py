@@ -52,7 +52,7 @@ class RequestState(StrEnum):
     OPEN = "open"
     """To be asked."""
     OUT = "out"
-    """In a batch that may still answer."""
+    """In a batch, or in a live call of another run, that may still answer."""
     ANSWERED = "answered"
     REFUSED = "refused"
     FAILED = "failed"
@@ -69,6 +69,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         key_digest: SHA-256 over the keys in row order.
         requests: Number of distinct keys.
         rows: Number of rows.
+        provider: Which provider dialect answers, as `openai`.
+        account: Organisation and project that own what is asked.
         deadline: Aware instant by which every row must be settled; None without one.
         entered_at: Now, on the run's clock.
     """
@@ -79,6 +81,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     key_digest: str
     requests: int
     rows: int
+    provider: str
+    account: str
     deadline: datetime | None
     entered_at: datetime
 
@@ -102,6 +106,8 @@ class StepRun(msgspec.Struct, frozen=True, kw_only=True):
     key_digest: str
     requests: int
     rows: int
+    provider: str
+    account: str
     deadline: datetime | None
     entered_at: datetime
     first_stamp: datetime
@@ -117,7 +123,7 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         state: See `RequestState`.
-        batch_id: The batch it is out in.
+        batch_id: The batch it is out in; None where it is out in a live call of another run.
         tries: How often this step run had it back without a usable answer.
         reason: Why it failed; of an open one, why the last try was of no use.
     """

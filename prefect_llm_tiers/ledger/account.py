@@ -72,7 +72,8 @@ _SPENT = (
             outcomes, outcomes.c.attempt_id == attempts.c.id
         )
     )
-    .group_by(*_SPENT_BY)
+    # By its name: the expression holds parameters, and PostgreSQL takes no two of them for the same.
+    .group_by(*(column if column is not _LABEL else _LABEL.name for column in _SPENT_BY))
 )
 
 
@@ -111,7 +112,7 @@ class Account:
                 line.billed_unknown += count
             line.cost_usd += Decimal(cost or 0) * count
             line.list_usd += Decimal(list_cost or 0) * count
-            line.tokens = [total + (more or 0) for total, more in zip(line.tokens, tokens, strict=True)]
+            line.tokens = [total + int(more or 0) for total, more in zip(line.tokens, tokens, strict=True)]
         return [
             Spending(
                 tier_asked=Tier(tier),

@@ -19,6 +19,7 @@ from prefect_llm_tiers.core.batches import (
     Batch,
     BatchCounts,
     BatchState,
+    ProviderBatch,
 )
 from prefect_llm_tiers.core.requests import derived_token
 from prefect_llm_tiers.core.runs import Lease, StepRun, StepRunState
@@ -28,10 +29,11 @@ from prefect_llm_tiers.ledger import dialects
 from prefect_llm_tiers.ledger.account import log
 from prefect_llm_tiers.ledger.calls import add_attempts
 from prefect_llm_tiers.ledger.database import Database, current
-from prefect_llm_tiers.ledger.requests import number_of, out_in
-from prefect_llm_tiers.ledger.schema import attachments, attempts, batches, requests, step_runs
+from prefect_llm_tiers.ledger.requests import number_of, out
+from prefect_llm_tiers.ledger.schema import attachments, attempts, batches, micros, requests, step_runs
+from prefect_llm_tiers.ledger.texts import encodable
 
-__all__ = ["Batches", "load"]
+__all__ = ["Batches", "load", "told"]
 
 _KEYS_AT_ONCE = 5_000
 
@@ -67,6 +69,9 @@ def _batch(row: Row[Any]) -> Batch:
         ended_at=row.ended_at,
         next_poll_at=row.next_poll_at,
         polls=row.polls,
+        doubtful=row.doubtful,
+        copy_of=row.copy_of,
+        input_tokens=row.input_tokens,
     )
 
 
@@ -76,6 +81,17 @@ def load(connection: Connection, batch_id: int) -> Batch:
     if row is None:
         raise LedgerError(f"This ledger holds no batch {batch_id}; look at the one it was planned in.")
     return _batch(row)
+
+
+def told(provider_batch: ProviderBatch | None) -> dict[str, Any]:
+    """Return the columns for what a provider told of a batch, its id apart."""
+    if provider_batch is None:
+        return {}
+    counts = provider_batch.counts
+    columns: dict[str, Any] = {"total": counts.total, "completed": counts.completed, "failed": counts.failed}
+    if provider_batch.error_codes:
+        columns["error_codes"] = orjson.dumps([encodable(code) for code in provider_batch.error_codes]).decode()
+    return columns
 
 
 class Batches:
@@ -95,12 +111,13 @@ class Batches:
         endpoint: str,
         lease: Lease,
         at: datetime,
+        input_tokens: int | None = None,
     ) -> Batch:
         """Choose a batch's rows: state PLANNED, an open attempt per key, the run attached. A decision.
 
         Raises:
-            IllegalTransition: Besides the usual: a key is out in a batch that this run has not left.
-                Another run claimed it since the caller looked; sending it would pay for it twice.
+            IllegalTransition: Besides the usual: a key is out in a batch that this run has not left, or in a
+                live call of another run that is alive. Sending it would pay for it twice.
             LedgerError: No keys, or one of them twice, for which a provider refuses a whole batch.
         """
         if not keys or len(set(keys)) != len(keys):
@@ -108,19 +125,22 @@ class Batches:
                 f"A batch of {len(keys)} keys, {len(set(keys))} of them distinct, cannot be sent: it needs "
                 "at least one, and none twice. Ask every key once."
             )
-        out = out_in()
+        where = out()
         claimed = (
-            select(func.count(), func.min(out))
+            select(func.count(), func.max(where))
             .select_from(_listed.join(requests, requests.c.key == _listed.c.value))
-            .where(out.is_not(None))
+            .where(where.is_not(None))
         )
         with self._database.decide(lease) as connection:
             number = current(connection, run, StepRunState.RUNNING)
-            taken, by = connection.execute(claimed, {"keys": dialects.keys_argument(keys), "number": number}).one()
+            taken, by = connection.execute(
+                claimed, {"keys": dialects.keys_argument(keys), "number": number, "now": micros(at)}
+            ).one()
             if taken:
+                carried = f"batch {by} among those that carry them" if by else "in live calls of another run"
                 raise IllegalTransition(
-                    f"{taken} of {len(keys)} keys are out already, batch {by} among those that carry them. "
-                    "Nothing was planned. Look again where they stand, and attach to that batch or leave it."
+                    f"{taken} of {len(keys)} keys are out already, {carried}. Nothing was planned. Look again "
+                    "where they stand, and attach to that batch, leave it, or wait for the calls."
                 )
             batch_id = self._database.next_id(connection, batches)
             connection.execute(
@@ -143,6 +163,8 @@ class Batches:
                     error_codes="[]",
                     created_at=at,
                     polls=0,
+                    doubtful=False,
+                    input_tokens=input_tokens,
                 )
             )
             add_attempts(
@@ -222,11 +244,15 @@ class Batches:
             )
 
     def waiting_for(self, batch_id: int) -> list[str]:
-        """Return the ids of the step runs that wait for a batch: attached, and not left."""
+        """Return the ids of the step runs that wait for a batch: attached, not left, and not at their own end."""
         query = (
             select(step_runs.c.id)
             .join(attachments, attachments.c.step_run == step_runs.c.number)
-            .where(attachments.c.batch_id == batch_id, attachments.c.left_at.is_(None))
+            .where(
+                attachments.c.batch_id == batch_id,
+                attachments.c.left_at.is_(None),
+                step_runs.c.state == StepRunState.RUNNING,
+            )
             .order_by(step_runs.c.number)
         )
         with self._database.read() as connection:

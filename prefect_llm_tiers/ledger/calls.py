@@ -3,7 +3,21 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Connection, case, cast, insert, literal, null, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    insert,
+    literal,
+    literal_column,
+    null,
+    select,
+    update,
+)
 
 from prefect_llm_tiers.core.outcomes import Outcome
 from prefect_llm_tiers.core.runs import Lease, Recorded, StepRun, StepRunState
@@ -11,8 +25,8 @@ from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.ledger import dialects
 from prefect_llm_tiers.ledger.database import Database, current
 from prefect_llm_tiers.ledger.recording import Found, record
-from prefect_llm_tiers.ledger.requests import counting, is_counting, number_requests
-from prefect_llm_tiers.ledger.schema import Instant, attempts, outcomes, requests
+from prefect_llm_tiers.ledger.requests import counting, floor, is_counting, number_requests, taken
+from prefect_llm_tiers.ledger.schema import Instant, attempts, leases, micros, outcomes, requests, step_runs
 
 __all__ = ["Calls", "add_attempts"]
 
@@ -40,6 +54,33 @@ _FOUND_CALLS = (
     .order_by(_listed.c.key)
 )
 
+_no_outcome = ~select(outcomes.c.attempt_id).where(outcomes.c.attempt_id == attempts.c.id).exists()
+
+# The lease of a step run is the sign of life of whoever makes its calls.
+_FORSAKEN = (
+    select(attempts.c.id)
+    .select_from(
+        _listed.join(requests, requests.c.key == _listed.c.value)
+        .join(attempts, attempts.c.request_id == requests.c.id)
+        .join(step_runs, step_runs.c.number == attempts.c.step_run)
+        .outerjoin(
+            leases,
+            and_(
+                leases.c.name == literal_column("'step:'", Text).concat(step_runs.c.id),
+                leases.c.owner.is_not(None),
+                leases.c.until > bindparam("at", type_=Instant),
+            ),
+        )
+    )
+    .where(
+        attempts.c.batch_id.is_(None),
+        attempts.c.closed.is_(None),
+        attempts.c.step_run != bindparam("number", type_=BigInteger),
+        leases.c.name.is_(None),
+        _no_outcome,
+    )
+)
+
 
 def add_attempts(
     connection: Connection,
@@ -57,7 +98,14 @@ def add_attempts(
     An answer that was there before the step run first entered, `first_stamp`, is being asked again because
     it is too old, and will be replaced. One that arrived since can be too old for nobody in this run: it
     came between the caller's look and this write, and stands.
+
+    A live call that another run has out on one of the keys, and whose lease has ended, is closed: that run may
+    never be entered again, and what it may have been billed for must be listed.
     """
+    argument = number_requests(connection, keys)
+    forsaken = connection.execute(_FORSAKEN, {"keys": argument, "number": step_run, "at": at}).scalars().all()
+    if forsaken:
+        connection.execute(update(attempts).where(attempts.c.id.in_(forsaken)).values(closed="abandoned", closed_at=at))
     first = database.next_id(connection, attempts)
     rows = select(
         _listed.c.key + literal(first, BigInteger),
@@ -72,7 +120,7 @@ def add_attempts(
         insert(attempts).from_select(
             ["id", "request_id", "step_run", "batch_id", "tier", "replaces", "began_at"], rows
         ),
-        {"keys": number_requests(connection, keys)},
+        {"keys": argument},
     )
     return first
 
@@ -82,21 +130,46 @@ class Calls:
 
     _database: Database
 
-    def begin_calls(self, keys: Sequence[str], *, run: StepRun, tier: Tier, lease: Lease, at: datetime) -> list[int]:
-        """Write down that live calls are about to be sent; return an attempt id for each key. A decision."""
+    def begin_calls(
+        self,
+        keys: Sequence[str],
+        *,
+        run: StepRun,
+        tier: Tier,
+        lease: Lease,
+        at: datetime,
+        not_before: datetime | None,
+        share: bool = True,
+    ) -> list[int | None]:
+        """Write down that live calls are about to be sent; return an attempt id for each key. A decision.
+
+        None stands for a key that is not to be asked, because of what happened since the caller looked: it
+        was answered, it is out in a batch, or another run that is alive has a live call out on it and
+        `share` is true. The look and the write are one transaction, so of two runs that race for a key one
+        sends it.
+        """
         with self._database.decide(lease) as connection:
             number = current(connection, run, StepRunState.RUNNING)
+            not_asked = taken(
+                connection,
+                dialects.keys_argument(keys),
+                number=number,
+                floor=floor(not_before),
+                now=micros(at) if share else None,
+            )
+            asked = [key for position, key in enumerate(keys) if position not in not_asked]
             first = add_attempts(
                 connection,
                 self._database,
-                keys,
+                asked,
                 step_run=number,
                 first_stamp=run.first_stamp,
                 batch_id=None,
                 tier=tier,
                 at=at,
             )
-        return list(range(first, first + len(keys)))
+        ids = iter(range(first, first + len(asked)))
+        return [None if position in not_asked else next(ids) for position in range(len(keys))]
 
     def record_calls(self, outcomes: Sequence[tuple[int, Outcome]], *, at: datetime, stamp: datetime) -> Recorded:
         """Write down what came of live calls, by attempt id. A fact.
@@ -120,7 +193,6 @@ class Calls:
 
         No try is counted: nothing came back. A late outcome for one of them still counts. A decision.
         """
-        answered = select(outcomes.c.attempt_id).where(outcomes.c.attempt_id == attempts.c.id).exists()
         with self._database.decide(lease) as connection:
             number = current(connection, run)
             return connection.execute(
@@ -129,7 +201,7 @@ class Calls:
                     attempts.c.step_run == number,
                     attempts.c.batch_id.is_(None),
                     attempts.c.closed.is_(None),
-                    ~answered,
+                    _no_outcome,
                 )
                 .values(closed="abandoned", closed_at=at)
             ).rowcount

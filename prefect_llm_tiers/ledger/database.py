@@ -10,28 +10,12 @@ from sqlalchemy.engine import URL
 
 from prefect_llm_tiers.core.runs import Lease, StepRun, StepRunState
 from prefect_llm_tiers.errors import IllegalTransition, LeaseLost, LedgerError, LedgerUnusable
-from prefect_llm_tiers.ledger import dialects
+from prefect_llm_tiers.ledger import engines
+from prefect_llm_tiers.ledger.refusals import cause, unusable
 from prefect_llm_tiers.ledger.schema import leases, step_runs
+from prefect_llm_tiers.ledger.texts import for_postgresql
 
-__all__ = ["Contradiction", "Database", "current", "named", "unusable"]
-
-
-# By words of SQLite's messages, which have stood for decades; its codes do not tell these cases apart better.
-_ACTIONS = (
-    (
-        ("not a database", "malformed"),
-        "Restore the file from a backup, or move it away if it never was a ledger: what is in one was paid.",
-    ),
-    (
-        ("readonly", "unable to open"),
-        "Give this user write access to the file and its folder, or name another path.",
-    ),
-    (("full", "disk I/O"), "Make room on that disk and run again; what was committed before stands."),
-    (
-        ("locked",),
-        f"Another process was writing for over {dialects.BUSY_TIMEOUT_S} s: end it or wait, and run again.",
-    ),
-)
+__all__ = ["Contradiction", "Database", "current", "named"]
 
 
 def named(url: URL) -> str:
@@ -39,17 +23,6 @@ def named(url: URL) -> str:
     if url.get_backend_name() == "sqlite" and url.database:
         return url.database
     return url.render_as_string(hide_password=True)
-
-
-def unusable(name: str, error: exc.SQLAlchemyError) -> LedgerUnusable:
-    """Return the error a user meets when the database itself refuses, with the cause and the next action."""
-    # The driver's own words; SQLAlchemy's would add the statement.
-    cause = str(getattr(error, "orig", None) or type(error).__name__)
-    action = next(
-        (action for words, action in _ACTIONS if any(word in cause for word in words)),
-        "Check that it can be reached and written, and run again; what was committed before stands.",
-    )
-    return LedgerUnusable(f"The ledger {name} cannot be used: {cause}. Nothing of this change was kept. {action}")
 
 
 class Contradiction(LedgerError):
@@ -66,7 +39,9 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.name = named(engine.url)
         self._engine = engine
-        self._writing_engine = dialects.writing(engine)
+        self._writing_engine = engines.writing(engine)
+        self.kept = for_postgresql if engine.dialect.name == "postgresql" else None
+        """How a text must be written by `append`; None where it is kept as it is."""
         # Waiting here is fair and wakes at once; SQLite's busy handler sleeps up to 100 ms at a time.
         self._writer = Lock()
         self._bulk: dict[str, str] = {}
@@ -83,6 +58,16 @@ class Database:
         """Open a transaction that is the only one writing; it is on the disk when the block ends."""
         with self._writer, self._transaction(self._writing_engine) as connection:
             yield connection
+
+    @contextmanager
+    def migrate(self) -> Iterator[Connection]:
+        """Open a write transaction in which tables can be made anew, without their rows' references in the way.
+
+        Its connection is closed after: references are checked again in every later one.
+        """
+        with self._writer, self._transaction(engines.migrating(self._engine)) as connection:
+            yield connection
+        self._engine.dispose()
 
     @contextmanager
     def decide(self, lease: Lease) -> Iterator[Connection]:
@@ -112,22 +97,25 @@ class Database:
     def _transaction(self, engine: Engine) -> Iterator[Connection]:
         if self._closed:
             raise LedgerUnusable(f"The ledger {self.name} was closed; open it again with open_ledger.")
+        committing = False
         try:
-            with engine.begin() as connection:
+            with engine.connect() as connection, connection.begin() as transaction:
                 yield connection
+                committing = True
+                transaction.commit()
         except exc.IntegrityError as error:
             raise Contradiction(
-                f"The ledger {self.name} refused a change that contradicts what it holds ({error.orig}). "
+                f"The ledger {self.name} refused a change that contradicts what it holds ({cause(error)}). "
                 "Nothing of it was kept. This is a defect of the caller: report it."
             ) from error
         except (exc.DBAPIError, exc.TimeoutError) as error:
-            raise unusable(self.name, error) from error
+            raise unusable(self.name, error, committing=committing) from error
 
     def append(self, connection: Connection, table: Table, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert rows whose values stand in the order of the table's columns after its `id`.
 
         The way past SQLAlchemy's work for each row, for the table that grows by every answer: no type
-        is converted here, so instants come as microseconds and money as text.
+        is converted here, so instants come as microseconds, money as text, and texts as `kept` returns them.
         """
         sql = self._bulk.get(table.name)
         if sql is None:

@@ -1,17 +1,17 @@
 """The life of a batch: each change of state guarded, with its event, under a lease."""
 
 from datetime import datetime
-from typing import Any, assert_never
+from typing import assert_never
 
-import orjson
 from sqlalchemy import Connection, select, update
 
-from prefect_llm_tiers.core.batches import TRANSITIONS, Batch, BatchState, ProviderBatch
+from prefect_llm_tiers.core.batches import LIVE_STATES, TRANSITIONS, Batch, BatchState, ProviderBatch
 from prefect_llm_tiers.core.requests import derived_token
 from prefect_llm_tiers.core.runs import Lease
 from prefect_llm_tiers.errors import IllegalTransition
 from prefect_llm_tiers.ledger.account import log
-from prefect_llm_tiers.ledger.batches import load
+from prefect_llm_tiers.ledger.batches import load, told
+from prefect_llm_tiers.ledger.copies import add_copy, bearing
 from prefect_llm_tiers.ledger.database import Database
 from prefect_llm_tiers.ledger.schema import attempts, batches, outcomes
 from prefect_llm_tiers.ledger.setbacks import count_tries
@@ -23,17 +23,6 @@ _RELEASING = frozenset({BatchState.OVERDUE, BatchState.DISCARDED, BatchState.SET
 
 _EXCUSED = frozenset({BatchState.EXPIRED, BatchState.FAILED, BatchState.CANCELLED})
 """Ends after which a missing line is not the row's fault."""
-
-
-def _told(provider_batch: ProviderBatch | None) -> dict[str, Any]:
-    """Return the columns for what a provider told of a batch, its id apart."""
-    if provider_batch is None:
-        return {}
-    counts = provider_batch.counts
-    told: dict[str, Any] = {"total": counts.total, "completed": counts.completed, "failed": counts.failed}
-    if provider_batch.error_codes:
-        told["error_codes"] = orjson.dumps(provider_batch.error_codes).decode()
-    return told
 
 
 def _release(connection: Connection, batch_id: int, at: datetime, *, tries: bool) -> int:
@@ -62,17 +51,23 @@ def _advance(
     detail: str | None = None,
 ) -> tuple[Batch, int]:
     """Take a step that the lifecycle allows, by the guarded update; return the rows released as well."""
-    values = _told(provider_batch)
+    values = told(provider_batch)
     if provider_batch is not None:
+        _same_batch(connection, batch, provider_batch)
         values["provider_batch_id"] = provider_batch.id
         # The reply to the create is no look at the batch.
-        values["polls"] = batches.c.polls + (state is not BatchState.IN_PROGRESS)
+        values["polls"] = batches.c.polls + int(state is not BatchState.IN_PROGRESS)
     if input_file_id is not None:
         values["input_file_id"] = input_file_id
     if next_poll_at is not None:
         values["next_poll_at"] = next_poll_at
     match state:
         case BatchState.PLANNED:
+            if batch.provider_batch_id is not None:
+                raise IllegalTransition(
+                    f"Batch {batch.id} is at the provider as {batch.provider_batch_id}, so it cannot be absent there. "
+                    "Nothing was changed. Look at it."
+                )
             # The uploaded file bears the old token in every line, so it cannot be sent again.
             submission = batch.submission + 1
             values |= {
@@ -80,7 +75,6 @@ def _advance(
                 "token": derived_token(ledger_id, "batch", batch.id, submission),
                 "submitting_at": None,
                 "input_file_id": None,
-                "provider_batch_id": None,
                 # Looks for the old submission prove nothing of the new one.
                 "polls": 0,
             }
@@ -111,6 +105,21 @@ def _advance(
     # The version held, so the state that the caller read is the one that was left.
     log(connection, "batch", batch.id, before=batch.state, after=state, at=at, detail=detail)
     return load(connection, batch.id), released
+
+
+def _same_batch(connection: Connection, batch: Batch, provider_batch: ProviderBatch) -> None:
+    """Make sure that a step is decided on what this batch is at the provider, and not another one."""
+    known = bearing(connection, batch, provider_batch.id)
+    if known is not None and known.id != batch.id:
+        raise IllegalTransition(
+            f"{provider_batch.id} is batch {known.id} of this ledger already, and cannot be batch {batch.id} as well. "
+            "Nothing was changed. Read both again."
+        )
+    if batch.provider_batch_id not in (None, provider_batch.id):
+        raise IllegalTransition(
+            f"Batch {batch.id} is at the provider as {batch.provider_batch_id}; {provider_batch.id} is another one. "
+            "Nothing was changed. Note it as a copy."
+        )
 
 
 def _refused(found: Batch, decided_on: Batch, state: BatchState) -> IllegalTransition:
@@ -176,31 +185,31 @@ class BatchLife:
 
         Progress leaves the version as it is. A provider or file id that was not known counts it up, so
         that no decision made without it goes through. A second provider id, or one of an earlier
-        submission, takes no place: it is kept as an event, for it may have to be cancelled and paid.
+        submission, is a copy: it becomes a batch of its own, and this one stays as it is.
         """
         with self._database.write() as connection:
             found = load(connection, batch.id)
-            values = _told(provider_batch)
+            values = told(provider_batch)
             if looked:
                 values["polls"] = batches.c.polls + 1
             if provider_batch is not None:
                 values["polls"] = batches.c.polls + 1
-                ours = provider_batch.token in (None, found.token)
-                if ours and found.provider_batch_id is None:
+                # A provider without tokens told of the submission that the caller knows of.
+                token = provider_batch.token or batch.token
+                known = bearing(connection, found, provider_batch.id)
+                # Nobody looks after a discarded batch any more; what turns up of it after all is looked after.
+                live = found.state in LIVE_STATES
+                if known is None and found.provider_batch_id is None and token == found.token and live:
                     values["provider_batch_id"] = provider_batch.id
-                elif provider_batch.id != found.provider_batch_id:
-                    # Its counts are another copy's.
+                elif known is None or known.id != found.id:
+                    # Its counts are the copy's.
                     values = {}
-                    log(
-                        connection,
-                        "batch",
-                        batch.id,
-                        before=found.state,
-                        after=found.state,
-                        at=provider_batch.created_at,
-                        detail=f"also at the provider as {provider_batch.id}",
+                    seen_at = provider_batch.created_at
+                    add_copy(
+                        connection, self._database, self._ledger_id, found, provider_batch, token=token, at=seen_at
                     )
-            if input_file_id is not None and input_file_id != found.input_file_id:
+            # A file bears one submission's token in every line; it is of no use to another.
+            if input_file_id not in (None, found.input_file_id) and batch.token == found.token:
                 values["input_file_id"] = input_file_id
             if next_poll_at is not None:
                 values["next_poll_at"] = next_poll_at

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, column, exc, insert, inspect, select, table, 
 from sqlalchemy.engine import URL, make_url
 
 from prefect_llm_tiers.errors import LedgerUnusable
-from prefect_llm_tiers.ledger import dialects
+from prefect_llm_tiers.ledger import engines
 from prefect_llm_tiers.ledger.database import Database, named
 from prefect_llm_tiers.ledger.schema import REVISION, VERSION_TABLE, meta
 from prefect_llm_tiers.ledger.store import SqlLedger
@@ -27,24 +27,48 @@ _migrating = Lock()
 """Alembic keeps its environment in module globals: one migration at a time in a process."""
 
 
-def open_ledger(where: str | PathLike[str]) -> SqlLedger:
+def open_ledger(where: str | PathLike[str], *, make: bool = True) -> SqlLedger:
     """Open a ledger, making it if there is none and migrating it to this package's schema.
 
     Several processes may open one new ledger at once: one makes it, the others wait and find it made.
 
     Args:
         where: Path of a SQLite file on a disk of this machine (`~` is the home folder, missing folders
-            are made), or a SQLAlchemy URL such as `sqlite:////srv/ledger.db`.
+            are made), or a URL such as `sqlite:////srv/ledger.db` or `postgresql://user@host/database`, which
+            takes the extra `prefect-llm-tiers[postgresql]`.
+        make: Whether a file that is not there is made. An empty ledger has nothing to tell to one who only looks.
+
+    A database on a server must be there already; its tables are made. Give a ledger a database of its own, or
+    a schema: `postgresql://host/database?options=-csearch_path%3Dschema`.
 
     Raises:
         LedgerUnusable: It cannot be reached or written, is no ledger, or was written by a newer version
             of this package. A password in a URL is not repeated.
     """
     url = _parsed(where)
-    database = Database(dialects.make_engine(url))
+    if not make and url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
+        raise LedgerUnusable(
+            f"There is no ledger at {named(url)}. Nothing was made or looked at. Name the one that the steps use: the "
+            "path or URL in their ledger=, in their LedgerDatabase block, or in "
+            "PREFECT_INTEGRATIONS_LLM_TIERS_LEDGER."
+        )
     try:
-        with _alone(url), database.write() as connection:
-            _migrate(connection, database.name)
+        engine = engines.make_engine(url)
+    except ImportError as error:
+        raise LedgerUnusable(
+            f"The ledger {named(url)} needs the driver for PostgreSQL, which cannot be loaded here ({error}). "
+            "Run pip install 'prefect-llm-tiers[postgresql]'."
+        ) from error
+    database = Database(engine)
+    try:
+        with _alone(url):
+            with database.read() as connection:
+                _check_fit(connection, database.name)
+                revision = _revision(connection)
+            if revision != REVISION:
+                with database.migrate() as connection:
+                    _migrate(connection, database.name)
+        with database.write() as connection:
             ledger_id = connection.execute(select(meta.c.ledger_id)).scalar_one_or_none()
             if ledger_id is None:
                 ledger_id = secrets.token_hex(16)
@@ -68,10 +92,12 @@ def _parsed(where: str | PathLike[str]) -> URL:
             "The ledger's URL cannot be read. Write it as backend://user:password@host/database with special "
             "characters percent-encoded, or give the path of a file."
         ) from None
-    if url.get_backend_name() not in dialects.SUPPORTED:
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername=engines.POSTGRESQL)
+    if url.drivername not in engines.SUPPORTED:
         raise LedgerUnusable(
             f"The ledger {named(url)} is on a backend that is not supported. Give the path of a SQLite "
-            f"file, or a URL of one of: {', '.join(dialects.SUPPORTED)}."
+            f"file, or a URL that begins with one of: {', '.join(engines.SUPPORTED)}."
         )
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise LedgerUnusable(
@@ -86,7 +112,7 @@ def _alone(url: URL) -> Iterator[None]:
     """Be the only one who opens a ledger here."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(dialects.opening(url))
+            stack.enter_context(engines.opening(url))
         except OSError as error:
             raise LedgerUnusable(
                 f"The ledger {named(url)} cannot be opened: its folder cannot be made or read ({error.strerror}: "
@@ -95,13 +121,22 @@ def _alone(url: URL) -> Iterator[None]:
         yield
 
 
+def _check_fit(connection: Connection, name: str) -> None:
+    unfit = engines.check_fit(connection)
+    if unfit is not None:
+        raise LedgerUnusable(f"The ledger {name} cannot be in that database: {unfit}")
+
+
+def _revision(connection: Connection) -> str | None:
+    """Return the revision that the schema is at; None where no ledger was made."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    return connection.execute(select(column("version_num")).select_from(table(VERSION_TABLE))).scalar_one_or_none()
+
+
 def _migrate(connection: Connection, name: str) -> None:
-    """Bring the schema to `REVISION` in the caller's transaction."""
-    revision = None
-    if inspect(connection).has_table(VERSION_TABLE):
-        revision = connection.execute(
-            select(column("version_num")).select_from(table(VERSION_TABLE))
-        ).scalar_one_or_none()
+    """Bring the schema to `REVISION` in the caller's transaction, unless another process just did."""
+    revision = _revision(connection)
     if revision == REVISION:
         return
     # Loaded here: a process that opens an up-to-date ledger, which is nearly all of them, does without.
@@ -119,3 +154,4 @@ def _migrate(connection: Connection, name: str) -> None:
         )
     with _migrating:
         command.upgrade(config, "head")
+    engines.check_references(connection)

@@ -13,6 +13,7 @@ from prefect_llm_tiers.core.runs import Recorded
 from prefect_llm_tiers.ledger.database import Contradiction, Database
 from prefect_llm_tiers.ledger.schema import micros, outcomes
 from prefect_llm_tiers.ledger.setbacks import Failed, Tried, count_tries, mark_failed
+from prefect_llm_tiers.ledger.texts import encodable
 
 __all__ = ["Found", "record"]
 
@@ -21,6 +22,7 @@ Found = tuple[int, int, int, int, int | None, int | None, int | None]
 attempt it may replace, itself again if it has its outcome already, the attempt that counts now."""
 
 _NO_TOKENS = (None, None, None, None, None)
+_TEXTS = ("text", "reason", "price_source", "provider_request_id")
 
 
 def record(
@@ -64,10 +66,20 @@ def record(
 
 
 def _encodable(outcome: Outcome) -> Outcome:
-    """Return an outcome whose text UTF-8 can carry, which half of a surrogate pair is not."""
-    if outcome.text is None:
-        return outcome
-    return msgspec.structs.replace(outcome, text=outcome.text.encode("utf-8", "replace").decode())
+    """Return an outcome whose texts UTF-8 can carry, which half of a surrogate pair is not."""
+    texts = {name: getattr(outcome, name) for name in _TEXTS}
+    return msgspec.structs.replace(
+        outcome, **{name: encodable(text) for name, text in texts.items() if text is not None}
+    )
+
+
+def _kept(outcome: Outcome, kept: Callable[[str], str]) -> Outcome:
+    """Return an outcome with its texts as the database keeps them."""
+    for name in _TEXTS:
+        text = getattr(outcome, name)
+        if text is not None and (written := kept(text)) is not text:
+            outcome = msgspec.structs.replace(outcome, **{name: written})
+    return outcome
 
 
 def _record(
@@ -82,7 +94,7 @@ def _record(
     # Each lookup of a member costs as much as the rest of the test; this loop runs for every answer.
     answer, refusal = OutcomeKind.ANSWER, OutcomeKind.REFUSAL
     failure, retry = OutcomeKind.FAILURE, OutcomeKind.RETRY
-    came = (micros(at), micros(stamp))
+    came, kept = (micros(at), micros(stamp)), database.kept
     known = settled = superseded = 0
     rows: list[tuple[Any, ...]] = []
     replaced: list[int] = []
@@ -114,7 +126,7 @@ def _record(
         if kind is not retry:
             settled += free
             superseded += not free
-        rows.append((attempt, request, standing, *_told(outcome), *came))
+        rows.append((attempt, request, standing, *_told(outcome if kept is None else _kept(outcome, kept)), *came))
     if replaced:
         # Before the new ones come: at no instant may two outcomes of a request count.
         connection.execute(

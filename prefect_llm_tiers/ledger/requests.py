@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Text,
     and_,
     bindparam,
     case,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    type_coerce,
     update,
 )
 
@@ -30,6 +32,7 @@ from prefect_llm_tiers.ledger.schema import (
     attachments,
     attempts,
     batches,
+    leases,
     micros,
     money,
     outcomes,
@@ -39,7 +42,7 @@ from prefect_llm_tiers.ledger.schema import (
 )
 from prefect_llm_tiers.ledger.setbacks import count_tries, mark_failed
 
-__all__ = ["Requests", "counting", "is_counting", "number_of", "number_requests", "out_in"]
+__all__ = ["Requests", "counting", "floor", "is_counting", "number_of", "number_requests", "out", "out_in", "taken"]
 
 counting = outcomes.alias("counting")
 """The outcome that counts for a request; join it with `is_counting`."""
@@ -48,6 +51,7 @@ counting = outcomes.alias("counting")
 is_counting = and_(counting.c.request_id == requests.c.id, counting.c.standing == literal_column("'counts'"))
 
 _ANY_AGE = -(2**63)
+_IN_A_CALL = 0
 _STATES = {OutcomeKind.ANSWER: RequestState.ANSWERED, OutcomeKind.REFUSAL: RequestState.REFUSED}
 
 _listed = dialects.key_list()
@@ -56,7 +60,8 @@ _number = bindparam("number", type_=BigInteger)
 # believe its own answers would pay for them again and again.
 _fresh = or_(
     counting.c.stamp >= bindparam("floor", type_=BigInteger),
-    select(attempts.c.id).where(attempts.c.id == counting.c.attempt_id, attempts.c.step_run == _number).exists(),
+    # One value looked up, rather than whether one exists: PostgreSQL would collect all attempts of the run first.
+    select(attempts.c.step_run).where(attempts.c.id == counting.c.attempt_id).scalar_subquery() == _number,
 )
 _own = and_(setbacks.c.step_run == _number, setbacks.c.request_id == requests.c.id)
 # A failure that came after the answer that counts; one that an answer came after is over.
@@ -88,6 +93,32 @@ def out_in() -> ColumnElement[int | None]:
     )
 
 
+def out() -> ColumnElement[int | None]:
+    """Return the batch as `out_in` does, 0 for a live call of another step run, null where it is not out.
+
+    Another run's call counts while that run holds its lease at the instant bound to `now`, as microseconds; for
+    null none does. The batch is looked for first: it can be attached to.
+    """
+    claimed = (
+        select(func.min(attempts.c.id))
+        .join(step_runs, step_runs.c.number == attempts.c.step_run)
+        .join(leases, leases.c.name == literal_column("'step:'", Text).concat(step_runs.c.id))
+        .where(
+            attempts.c.request_id == requests.c.id,
+            attempts.c.batch_id.is_(None),
+            attempts.c.closed.is_(None),
+            attempts.c.step_run != _number,
+            leases.c.owner.is_not(None),
+            # As plain numbers: null must stay null.
+            type_coerce(leases.c.until, BigInteger) > bindparam("now", type_=BigInteger),
+            ~select(outcomes.c.attempt_id).where(outcomes.c.attempt_id == attempts.c.id).exists(),
+        )
+        .correlate(requests)
+        .scalar_subquery()
+    )
+    return func.coalesce(out_in(), case((claimed.is_not(None), _IN_A_CALL), else_=null()))
+
+
 _SEEN = (
     _listed.outerjoin(requests, requests.c.key == _listed.c.value)
     .outerjoin(counting, is_counting)
@@ -98,10 +129,12 @@ _STAND = select(
     _listed.c.key,
     case((_fresh, counting.c.kind), else_=null()).label("kind"),
     case((_failed, setbacks.c.reason), else_=null()).label("failed"),
-    case((_fresh, null()), (_failed, null()), else_=out_in()).label("batch_id"),
+    case((_fresh, null()), (_failed, null()), else_=out()).label("batch_id"),
     func.coalesce(setbacks.c.tries, 0).label("tries"),
     setbacks.c.tried_for,
 ).select_from(_SEEN)
+
+_TAKEN = select(_listed.c.key).select_from(_SEEN).where(or_(_fresh, out().is_not(None)))
 
 _brought = outcomes.alias("brought")
 _sent = attempts.alias("sent")
@@ -127,6 +160,25 @@ _ANSWERS = select(
         _brought.c.attempt_id == case((_failed, setbacks.c.attempt_id), else_=counting.c.attempt_id),
     ).outerjoin(_sent, _sent.c.id == _brought.c.attempt_id)
 )
+
+
+def floor(not_before: datetime | None) -> int:
+    """Return the least stamp of an answer that is not too old, for the parameter `floor`."""
+    return _ANY_AGE if not_before is None else micros(not_before)
+
+
+def taken(connection: Connection, argument: str, *, number: int, floor: int, now: int | None) -> set[int]:
+    """Return the positions of the keys that are not to be asked by a step run: answered, or out.
+
+    Args:
+        connection: A write transaction: what this tells is true until it ends.
+        argument: The keys as `keys_argument` returns them.
+        number: The step run's.
+        floor: See `floor`.
+        now: When another run's lease must last for its live calls to count, in microseconds; None: none counts.
+    """
+    values = {"keys": argument, "number": number, "floor": floor, "now": now}
+    return set(connection.execute(_TAKEN, values).scalars())
 
 
 def number_of(connection: Connection, step_run_id: str) -> int:
@@ -163,11 +215,13 @@ class Requests:
 
     _database: Database
 
-    def stand(self, keys: Sequence[str], *, step_run_id: str, not_before: datetime | None) -> list[Standing]:
+    def stand(
+        self, keys: Sequence[str], *, step_run_id: str, not_before: datetime | None, now: datetime | None
+    ) -> list[Standing]:
         """Tell where each key stands for a step run, in the order of `keys`.
 
         An answer that counts and is not too old comes first, then this run's own failure, then a batch
-        that may still answer.
+        that may still answer, then, unless `now` is None, a live call of another run that is alive then.
         """
         with self._database.read() as connection:
             rows = connection.execute(
@@ -175,7 +229,8 @@ class Requests:
                 {
                     "keys": dialects.keys_argument(keys),
                     "number": number_of(connection, step_run_id),
-                    "floor": _ANY_AGE if not_before is None else micros(not_before),
+                    "floor": floor(not_before),
+                    "now": None if now is None else micros(now),
                 },
             ).all()
         # Thousands of rows stand in a handful of ways; each way is one shared frozen value.
@@ -190,7 +245,7 @@ class Requests:
                 elif failed is not None:
                     standing = Standing(RequestState.FAILED, tries=tries, reason=failed)
                 elif batch_id is not None:
-                    standing = Standing(RequestState.OUT, batch_id=batch_id, tries=tries)
+                    standing = Standing(RequestState.OUT, batch_id=batch_id or None, tries=tries)
                 else:
                     standing = Standing(RequestState.OPEN, tries=tries, reason=tried_for)
                 ways[name] = standing

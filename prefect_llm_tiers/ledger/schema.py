@@ -30,6 +30,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator
 
+from prefect_llm_tiers.ledger.texts import Words
+
 __all__ = [
     "COUNTS",
     "REVISION",
@@ -52,7 +54,7 @@ __all__ = [
     "step_runs",
 ]
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration; a ledger at this revision is opened without loading Alembic."""
 
 VERSION_TABLE = "ledger_schema_version"
@@ -60,6 +62,8 @@ VERSION_TABLE = "ledger_schema_version"
 
 COUNTS = text("standing = 'counts'")
 """Spelled out rather than bound: a planner proves the use of a partial index from the text alone."""
+
+_OWN = text("copy_of IS NULL")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -127,7 +131,7 @@ step_runs = Table(
     Column("number", _NUMBER, primary_key=True),
     Column("id", Text, nullable=False, unique=True),
     Column("version", Integer, nullable=False),
-    Column("flow_run_id", Text, nullable=False),
+    Column("flow_run_id", Text, nullable=False, index=True),
     Column("step", Text, nullable=False),
     Column("key_digest", Text, nullable=False),
     Column("requests", Integer, nullable=False),
@@ -141,8 +145,12 @@ step_runs = Table(
     Column("tier", Text),
     Column("tier_since", Instant),
     Column("entries", Integer, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("account", Text, nullable=False),
 )
 """What a first entry stored and every later one is bound by.
+
+`provider` and `account` are empty where a ledger of before they were stored did not know them.
 
 `number` stands for the id in the rows that are many. `version` counts plan, tier, end and rebase, and
 not entries: a second process that looks in must not spoil the first one's decisions.
@@ -179,14 +187,15 @@ batches = Table(
     Column("model", Text, nullable=False),
     Column("endpoint", Text, nullable=False),
     Column("tier", Text, nullable=False),
-    Column("token", Text, nullable=False, unique=True),
+    Column("token", Text, nullable=False),
     Column("submission", Integer, nullable=False),
     Column("rows", Integer, nullable=False),
     Column("input_file_id", Text),
-    Column("provider_batch_id", Text),
-    Column("total", Integer, nullable=False),
-    Column("completed", Integer, nullable=False),
-    Column("failed", Integer, nullable=False),
+    Column("provider_batch_id", Text, index=True),
+    # As many digits as a provider may tell.
+    Column("total", _NUMBER, nullable=False),
+    Column("completed", _NUMBER, nullable=False),
+    Column("failed", _NUMBER, nullable=False),
     Column("error_codes", Text, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("submitting_at", Instant),
@@ -195,11 +204,19 @@ batches = Table(
     Column("ended_at", Instant),
     Column("next_poll_at", Instant),
     Column("polls", Integer, nullable=False),
+    Column("doubtful", Boolean, nullable=False),
+    Column("copy_of", _NUMBER, ForeignKey("batches.id"), index=True),
+    Column("input_tokens", _NUMBER),
+    # A copy was made by a submission of another batch, and bears its token.
+    Index("ix_batches_token", "token", unique=True, sqlite_where=_OWN, postgresql_where=_OWN),
 )
 """Batches as `core.batches.Batch` describes them. `error_codes` is a JSON list.
 
 `version` counts the changes of state, and every provider or file id that becomes known: a decision
 made without knowing that id, such as "proven absent", must not go through.
+
+A row with `copy_of` is what the provider has a second time: nobody planned it, it is watched, harvested and
+priced like any other, and no provider id stands in two rows of one account.
 """
 
 attempts = Table(
@@ -243,19 +260,19 @@ outcomes = Table(
     Column("request_id", _NUMBER, nullable=False),
     Column("standing", Text),
     Column("kind", Text, nullable=False),
-    Column("text", Text),
-    Column("reason", Text),
+    Column("text", Words),
+    Column("reason", Words),
     Column("tier_served", Text),
     Column("billing", Text, nullable=False),
-    Column("input_tokens", Integer),
-    Column("cached_input_tokens", Integer),
-    Column("cache_write_tokens", Integer),
-    Column("output_tokens", Integer),
-    Column("reasoning_tokens", Integer),
+    Column("input_tokens", _NUMBER),
+    Column("cached_input_tokens", _NUMBER),
+    Column("cache_write_tokens", _NUMBER),
+    Column("output_tokens", _NUMBER),
+    Column("reasoning_tokens", _NUMBER),
     Column("cost_usd", Text),
     Column("list_usd", Text),
-    Column("price_source", Text),
-    Column("provider_request_id", Text),
+    Column("price_source", Words),
+    Column("provider_request_id", Words),
     Column("ended_at", Instant, nullable=False),
     Column("stamp", Instant, nullable=False),
     Index("ix_outcomes_counts", "request_id", unique=True, sqlite_where=COUNTS, postgresql_where=COUNTS),
@@ -278,8 +295,8 @@ setbacks = Table(
     Column("step_run", _NUMBER, ForeignKey("step_runs.number"), primary_key=True, autoincrement=False),
     Column("request_id", _NUMBER, ForeignKey("requests.id"), primary_key=True, autoincrement=False),
     Column("tries", Integer, nullable=False),
-    Column("tried_for", Text),
-    Column("reason", Text),
+    Column("tried_for", Words),
+    Column("reason", Words),
     Column("attempt_id", _NUMBER),
     Column("despite", _NUMBER),
     Column("stamp", Instant),
@@ -327,7 +344,7 @@ events = Table(
     Column("before", Text),
     Column("after", Text, nullable=False),
     Column("at", Instant, nullable=False),
-    Column("detail", Text),
+    Column("detail", Words),
     Index("ix_events_subject", "subject", "subject_id"),
 )
 """Append-only: each change of state, written in the transaction that makes it.
@@ -344,7 +361,7 @@ Subject `batch`, `subject_id` its number:
 - submitting, in_progress, cancelling -> overdue        an hour past its window; its rows are released
 - overdue -> discarded                                  given up
 - completed, failed, expired, cancelled -> settled      every id that was sent is accounted for
-- X -> X                                                another provider id was told for it
+- null -> in_progress                                   a copy of another batch turned up at the provider
 
 Subject `step_run`, `subject_id` its id:
 

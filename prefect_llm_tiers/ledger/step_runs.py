@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from prefect_llm_tiers.core.runs import Entry, Lease, StepRun, StepRunState
 from prefect_llm_tiers.core.tiers import Tier
@@ -23,8 +23,10 @@ _STORED = select(*(column for column in step_runs.c if column.name not in ("numb
 
 def _load(connection: Connection, run_id: str) -> StepRun | None:
     row = connection.execute(_STORED.where(step_runs.c.id == run_id)).one_or_none()
-    if row is None:
-        return None
+    return None if row is None else _step_run(row)
+
+
+def _step_run(row: Row[Any]) -> StepRun:
     fields: dict[str, Any] = dict(row._mapping)
     fields["state"] = StepRunState(row.state)
     fields["tier"] = None if row.tier is None else Tier(row.tier)
@@ -70,6 +72,8 @@ class StepRuns:
                         key_digest=entry.key_digest,
                         requests=entry.requests,
                         rows=entry.rows,
+                        provider=entry.provider,
+                        account=entry.account,
                         deadline=entry.deadline,
                         entered_at=entry.entered_at,
                         first_stamp=stamp,
@@ -93,6 +97,12 @@ class StepRuns:
         """Return a step run."""
         with self._database.read() as connection:
             return _load(connection, run_id)
+
+    def step_runs_of(self, flow_run_id: str) -> list[StepRun]:
+        """Return the step runs of a flow run in the order in which they were first entered."""
+        query = _STORED.where(step_runs.c.flow_run_id == flow_run_id).order_by(step_runs.c.number)
+        with self._database.read() as connection:
+            return [_step_run(row) for row in connection.execute(query)]
 
     def rebase(self, run: StepRun, entry: Entry, *, lease: Lease) -> StepRun:
         """Store a re-entry's digest and counts in the place of the first entry's. A decision.

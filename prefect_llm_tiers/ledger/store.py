@@ -3,6 +3,7 @@
 from prefect_llm_tiers.ledger.account import Account
 from prefect_llm_tiers.ledger.batches import Batches
 from prefect_llm_tiers.ledger.calls import Calls
+from prefect_llm_tiers.ledger.copies import Copies
 from prefect_llm_tiers.ledger.database import Database
 from prefect_llm_tiers.ledger.harvest import Harvest, Packed
 from prefect_llm_tiers.ledger.leases import Leases
@@ -13,7 +14,7 @@ from prefect_llm_tiers.ledger.step_runs import StepRuns
 __all__ = ["SqlLedger"]
 
 
-class SqlLedger(Leases, StepRuns, Requests, Calls, Batches, BatchLife, Harvest, Account):
+class SqlLedger(Leases, StepRuns, Requests, Calls, Batches, BatchLife, Copies, Harvest, Account):
     """A ledger in a database; the contract is `core.ports.Ledger`.
 
     One value may be used by several threads, and one database by several processes. A file must be on

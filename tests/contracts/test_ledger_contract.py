@@ -49,22 +49,27 @@ STAMP = datetime(2026, 11, 20, 12, 30, 15, 123_456, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
+NEVER = STAMP + 1000 * DAY
+"""An answer of another run is never as new as this."""
 OPEN = Standing(RequestState.OPEN)
 
 OpenLedger = Callable[[], Ledger]
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenLedger]:
     """Open one and the same ledger, each time as another process would."""
     opened: list[Ledger] = []
+    match request.param:
+        case "sqlite":
+            where = str(tmp_path / "ledger.db")
+        case "postgresql":
+            where = request.getfixturevalue("postgres").empty_ledger()
+        case name:
+            raise AssertionError(name)
 
     def open_again() -> Ledger:
-        match request.param:
-            case "sqlite":
-                opened.append(open_ledger(tmp_path / "ledger.db"))
-            case name:
-                pytest.fail(f"no ledger is called {name}")
+        opened.append(open_ledger(where))
         return opened[-1]
 
     yield open_again
@@ -87,11 +92,17 @@ class Seat:
         self.run = ledger.enter(entry(self.id), stamp=stamp)
         self.lease = taken(ledger, f"step:{self.id}", owner=name)
 
-    def stand(self, *keys: str, not_before: datetime | None = None) -> list[Standing]:
-        return self.ledger.stand(keys, step_run_id=self.id, not_before=not_before)
+    def stand(self, *keys: str, not_before: datetime | None = None, now: datetime | None = None) -> list[Standing]:
+        return self.ledger.stand(keys, step_run_id=self.id, not_before=not_before, now=now)
 
     def begin(self, *keys: str, tier: Tier = Tier.STANDARD) -> list[int]:
-        return self.ledger.begin_calls(keys, run=self.run, tier=tier, lease=self.lease, at=AT)
+        """Begin calls, whoever has some out already and whatever was answered before the run began."""
+        begun = self.try_to_begin(*keys, tier=tier, not_before=NEVER, share=False)
+        return [attempt for attempt in begun if attempt is not None]
+
+    def try_to_begin(self, *keys: str, tier: Tier = Tier.STANDARD, **how: Any) -> list[int | None]:
+        how = {"at": AT, "not_before": None} | how
+        return self.ledger.begin_calls(keys, run=self.run, tier=tier, lease=self.lease, **how)
 
     def ask(self, outcome: Outcome, *, tier: Tier = Tier.STANDARD, stamp: datetime = STAMP) -> Recorded:
         (attempt,) = self.begin(outcome.key, tier=tier)
@@ -117,6 +128,9 @@ class Seat:
             batch = self.ledger.advance_batch(batch, state, lease=self.lease, at=AT, **told)
         return batch
 
+    def leave(self, batch: Batch) -> int:
+        return self.ledger.leave(batch.id, run=self.run, lease=self.lease, at=AT)
+
     def results(self, batch: Batch, *outcomes: Outcome, stamp: datetime = STAMP) -> Recorded:
         return self.ledger.record_results(batch, outcomes, at=AT + HOUR, stamp=stamp)
 
@@ -137,6 +151,8 @@ def entry(run_id: str, **changes: Any) -> Entry:
         "key_digest": "digest",
         "requests": 3,
         "rows": 4,
+        "provider": "openai",
+        "account": "org/project",
         "deadline": AT + 3 * HOUR,
         "entered_at": AT,
     }
@@ -316,6 +332,8 @@ class TestStepRuns:
             key_digest="digest",
             requests=3,
             rows=4,
+            provider="openai",
+            account="org/project",
             deadline=AT + 3 * HOUR,
             entered_at=AT,
             first_stamp=STAMP,
@@ -334,6 +352,14 @@ class TestStepRuns:
         assert stored is not None
         assert stored.entries == 3
         assert len(ledgers[0].events("step_run", "r")) == 1
+
+    def test_the_step_runs_of_a_flow_run(self, ledger: Ledger) -> None:
+        """A flow run's step runs come in the order of their first entries, whatever entered again since."""
+        for name, flow in (("z", "flow-1"), ("a", "flow-1"), ("other", "flow-2"), ("z", "flow-1")):
+            ledger.enter(entry(name, flow_run_id=flow), stamp=STAMP)
+        assert [run.id for run in ledger.step_runs_of("flow-1")] == ["z", "a"]
+        assert ledger.step_runs_of("flow-1")[0] == ledger.step_run("z")
+        assert ledger.step_runs_of("unknown") == []
 
     def test_rebase(self, ledger: Ledger) -> None:
         """A rebase changes digest and counts and nothing that the run is due or aged by."""
@@ -409,7 +435,7 @@ class TestStepRuns:
         seat = Seat(ledger)
         stranger = msgspec.structs.replace(seat.run, id="elsewhere")
         with pytest.raises(LedgerError, match="knows no step run 'elsewhere'"):
-            ledger.begin_calls([A], run=stranger, tier=Tier.FLEX, lease=seat.lease, at=AT)
+            ledger.begin_calls([A], run=stranger, tier=Tier.FLEX, lease=seat.lease, at=AT, not_before=None)
 
 
 DECISIONS: dict[str, Callable[[Seat], object]] = {
@@ -487,8 +513,8 @@ class TestStanding:
 
     def test_what_was_never_asked_is_open(self, ledger: Ledger) -> None:
         """Unknown keys stand open, in the order asked, for a run that is unknown as well."""
-        assert ledger.stand([], step_run_id="r", not_before=None) == []
-        assert ledger.stand([B, A], step_run_id="r", not_before=None) == [OPEN, OPEN]
+        assert ledger.stand([], step_run_id="r", not_before=None, now=None) == []
+        assert ledger.stand([B, A], step_run_id="r", not_before=None, now=None) == [OPEN, OPEN]
         assert ledger.answers([B, A], step_run_id="r") == [None, None]
 
     def test_each_way_to_stand(self, ledger: Ledger) -> None:
@@ -948,6 +974,7 @@ class TestResults:
         """A row that went live beside its batch keeps the live answer; both bills are on the account."""
         seat = Seat(ledger)
         batch = seat.advance(seat.plan(A, B), *RUNNING)
+        seat.leave(batch)
         seat.ask(answer(A, "live"))
         recorded = seat.results(batch, answer(A, "batch", tier_served=Tier.BATCH), answer(B))
         assert recorded == Recorded(settled=1, superseded=1)
@@ -981,8 +1008,9 @@ class TestResults:
         seat = Seat(ledger)
         keys = [key(number) for number in range(600)]
         batch = seat.advance(seat.plan(*keys), *RUNNING)
+        seat.leave(batch)
+        live = seat.begin(*keys[150:300], tier=Tier.FLEX)
         assert seat.results(batch, *map(answer, keys[:200])) == Recorded(settled=200)
-        live = elsewhere.begin_calls(keys[150:300], run=seat.run, tier=Tier.FLEX, lease=seat.lease, at=AT)
         raced = [(attempt, answer(name)) for attempt, name in zip(live, keys[150:300], strict=True)]
         assert elsewhere.record_calls(raced, at=AT, stamp=STAMP) == Recorded(settled=100, superseded=50)
         assert seat.results(batch, *map(answer, keys[190:400])) == Recorded(settled=100, superseded=100)
@@ -1185,23 +1213,340 @@ class TestBatchLife:
             seat.advance(batch, BatchState.PLANNED)
         assert ledger.note_batch(noted, input_file_id="file_1").input_file_id == "file_1"
 
-    def test_a_second_copy_is_kept_as_an_event(self, ledger: Ledger) -> None:
-        """Another id for the same batch takes no place and is not lost: it may have to be paid."""
-        seat = Seat(ledger)
-        batch = seat.advance(seat.plan(A), *RUNNING, provider_batch=told("batch_1"))
-        noted = ledger.note_batch(batch, provider_batch=told("batch_2", counts=BatchCounts(3, 3, 3)))
-        assert noted == batch
-        assert ledger.events("batch", str(batch.id))[-1].detail == "also at the provider as batch_2"
-
-    def test_a_copy_of_an_earlier_submission_takes_no_place(self, ledger: Ledger) -> None:
-        """A create that lands after it was proven absent bears the old token, and is kept as an event."""
+    def test_absent_is_only_what_has_no_id(self, ledger: Ledger) -> None:
+        """A batch whose id is on record is at the provider, whatever a list did not show."""
         seat = Seat(ledger)
         batch = seat.advance(seat.plan(A), BatchState.SUBMITTING)
+        noted = ledger.note_batch(batch, provider_batch=told("batch_9"))
+        with pytest.raises(IllegalTransition, match="is at the provider as batch_9"):
+            seat.advance(noted, BatchState.PLANNED)
+        assert ledger.batch(batch.id) == noted
+
+    def test_an_id_is_not_overwritten(self, ledger: Ledger) -> None:
+        """No step is decided on another batch than the one on record, nor on one that is another's."""
+        seat = Seat(ledger)
+        batch = seat.advance(seat.plan(A), *RUNNING, provider_batch=told("batch_1"))
+        with pytest.raises(IllegalTransition, match="as batch_1; batch_2 is another one"):
+            seat.advance(batch, BatchState.COMPLETED, provider_batch=told("batch_2"))
+        other = seat.advance(seat.plan(B), BatchState.SUBMITTING)
+        with pytest.raises(IllegalTransition, match=f"batch_1 is batch {batch.id} of this ledger already"):
+            seat.advance(other, BatchState.IN_PROGRESS, provider_batch=told("batch_1"))
+        assert (ledger.batch(batch.id), ledger.batch(other.id)) == (batch, other)
+
+
+class TestCopies:
+    """What the provider has a second time is watched, harvested and priced like any batch."""
+
+    def running(self, seat: Seat, *keys: str) -> Batch:
+        """A batch that the provider confirmed as `batch_1`."""
+        batch = seat.advance(seat.plan(*keys), BatchState.SUBMITTING, input_file_id="file_1")
+        return seat.advance(batch, BatchState.IN_PROGRESS, provider_batch=told("batch_1"))
+
+    def test_a_copy_is_a_batch_of_its_own(self, ledger: Ledger) -> None:
+        """It has the rows, the run and the token of what it is a copy of, nobody waits for it, and an event tells."""
+        seat = Seat(ledger)
+        batch = self.running(seat, B, A)
+        seen = told("batch_2", created_at=AT + MINUTE, counts=BatchCounts(2, 1, 0))
+        copy = ledger.note_copy(batch, seen, token=batch.token, at=AT + HOUR)
+        assert copy == msgspec.structs.replace(
+            batch,
+            id=copy.id,
+            version=copy.version,
+            provider_batch_id="batch_2",
+            counts=BatchCounts(2, 1, 0),
+            created_at=AT + HOUR,
+            submitted_at=AT + MINUTE,
+            polls=0,
+            copy_of=batch.id,
+        )
+        assert copy.id != batch.id
+        assert ledger.batch(copy.id) == copy
+        assert ledger.batch(batch.id) == batch
+        assert list(ledger.batch_keys(copy.id)) == [[B, A]]
+        assert ledger.waiting_for(copy.id) == []
+        assert ledger.batches_of(seat.id, left=True) == [batch]
+        assert ledger.live_batches() == [batch, copy]
+        (event,) = ledger.events("batch", str(copy.id))
+        assert (event.before, event.after, event.at) == (None, "in_progress", AT + HOUR)
+        assert event.detail == f"a copy of batch {batch.id}, at the provider as batch_2"
+
+    def test_a_copy_is_written_down_once(self, ledger: Ledger) -> None:
+        """A provider id that is on record, the batch's own too, adds nothing, by whichever way it comes."""
+        seat = Seat(ledger)
+        batch = self.running(seat, A)
+        copy = ledger.note_copy(batch, told("batch_2"), token=batch.token, at=AT)
+        assert ledger.note_copy(batch, told("batch_2"), token="other", at=AT + HOUR) == copy
+        assert ledger.note_copy(copy, told("batch_2"), token=copy.token, at=AT) == copy
+        assert ledger.note_copy(batch, told("batch_1"), token=batch.token, at=AT) == batch
+        assert ledger.note_batch(batch, provider_batch=told("batch_2", counts=BatchCounts(9, 9, 9))) == batch
+        assert ledger.live_batches() == [batch, copy]
+        assert len(ledger.events("batch", str(copy.id))) == 1
+
+    def test_processes_that_find_one_copy_write_it_down_once(self, connect: OpenLedger) -> None:
+        """Of processes that note the same copy in the same instant one makes the row and all are given it."""
+        ledgers = [connect() for _ in range(3)]
+        batch = self.running(Seat(ledgers[0]), A)
+        found = at_once(
+            *(lambda each=each: each.note_copy(batch, told("batch_2"), token=batch.token, at=AT) for each in ledgers)
+        )
+        assert len(set(map(repr, found))) == 1
+        assert len(ledgers[0].live_batches()) == 2
+
+    def test_a_copy_of_a_copy_names_the_first(self, ledger: Ledger) -> None:
+        """However many copies there are and whichever of them is at hand, each names the batch that was planned."""
+        batch = self.running(Seat(ledger), A)
+        copy = ledger.note_copy(batch, told("batch_2"), token=batch.token, at=AT)
+        third = ledger.note_copy(copy, told("batch_3"), token=copy.token, at=AT)
+        assert (copy.copy_of, third.copy_of) == (batch.id, batch.id)
+
+    def test_a_look_that_tells_another_id_makes_a_copy(self, ledger: Ledger) -> None:
+        """A second id for a batch takes no place, and is written down as a batch with what was told of it."""
+        seat = Seat(ledger)
+        batch = self.running(seat, A)
+        assert ledger.note_batch(batch, provider_batch=told("batch_2", counts=BatchCounts(3, 3, 3))) == batch
+        _, copy = ledger.live_batches()
+        assert (copy.provider_batch_id, copy.copy_of, copy.counts) == ("batch_2", batch.id, BatchCounts(3, 3, 3))
+
+    def test_what_came_of_an_earlier_submission_is_a_copy(self, ledger: Ledger) -> None:
+        """A create that lands after it was proven absent bears the old token and takes no place."""
+        seat = Seat(ledger)
+        batch = seat.advance(seat.plan(A), BatchState.SUBMITTING, input_file_id="file_1")
         again = seat.advance(batch, BatchState.PLANNED, BatchState.SUBMITTING)
         noted = ledger.note_batch(again, provider_batch=told("batch_old", token=batch.token))
-        assert noted.provider_batch_id is None
-        assert ledger.events("batch", str(batch.id))[-1].detail == "also at the provider as batch_old"
+        assert noted == again
+        _, copy = ledger.live_batches()
+        assert (copy.provider_batch_id, copy.token, copy.submission) == ("batch_old", batch.token, 1)
+        assert (copy.input_file_id, copy.submitting_at) == (None, None)
         assert ledger.note_batch(again, provider_batch=told("new", token=again.token)).provider_batch_id == "new"
+
+    def test_a_provider_without_tokens_told_of_what_was_sent(self, ledger: Ledger) -> None:
+        """Who confirms a submission that was proven absent meanwhile confirms a copy, not the next one."""
+        seat = Seat(ledger)
+        sent = seat.advance(seat.plan(A), BatchState.SUBMITTING)
+        again = seat.advance(sent, BatchState.PLANNED, BatchState.SUBMITTING)
+        assert ledger.note_batch(sent, provider_batch=told("late")) == again
+        assert [one.provider_batch_id for one in ledger.live_batches()] == [None, "late"]
+
+    def test_a_discarded_batch_that_turns_up_is_looked_after(self, ledger: Ledger) -> None:
+        """Nobody looks at a discarded batch: what the provider has of it after all is a live one beside it."""
+        seat = Seat(ledger)
+        batch = seat.advance(seat.plan(A), BatchState.SUBMITTING, BatchState.DISCARDED)
+        assert ledger.note_batch(batch, provider_batch=told("late")) == batch
+        (copy,) = ledger.live_batches()
+        assert (copy.provider_batch_id, copy.copy_of) == ("late", batch.id)
+        assert seat.stand(A) == [Standing(RequestState.OUT, batch_id=copy.id)]
+
+    def test_out_in_a_copy_only(self, ledger: Ledger) -> None:
+        """A row whose batch is over is out in the copy, which is named, so that a run can wait for it or leave it."""
+        seat, other = Seat(ledger), Seat(ledger, "b")
+        batch = self.running(seat, A, B)
+        copy = ledger.note_copy(batch, told("batch_2"), token=batch.token, at=AT)
+        assert seat.stand(A) == [Standing(RequestState.OUT, batch_id=batch.id)]
+        seat.advance(batch, BatchState.EXPIRED, BatchState.SETTLED)
+        out = [Standing(RequestState.OUT, batch_id=copy.id)]
+        assert (seat.stand(A), other.stand(A)) == (out, out)
+        with pytest.raises(IllegalTransition, match=f"batch {copy.id} among"):
+            other.plan(A)
+        ledger.attach(copy.id, step_run_id=other.id)
+        assert ledger.batches_of(other.id) == [copy]
+        seat.leave(copy)
+        assert (seat.stand(A), other.stand(A)) == ([OPEN], out)
+
+    def test_a_copy_is_harvested_and_priced(self, ledger: Ledger) -> None:
+        """Its lines answer what is open and are bills for the rest, on the account of the run that sent it."""
+        seat = Seat(ledger)
+        batch = self.running(seat, A, B)
+        copy = ledger.note_copy(batch, told("batch_2"), token=batch.token, at=AT)
+        assert seat.results(batch, answer(A, "first")) == Recorded(settled=1)
+        assert seat.results(copy, answer(A, "copy"), answer(B, "copy")) == Recorded(settled=1, superseded=1)
+        found = ledger.answers([A, B], step_run_id=seat.id)
+        assert [one and one.text for one in found] == ["first", "copy"]
+        assert seat.spent() == {"answer": 2, "superseded": 1, "open": 1}
+        copy = seat.advance(copy, BatchState.CANCELLING, BatchState.CANCELLED)
+        assert ledger.settle_batch(copy, lease=seat.lease, at=AT)[1] == 0
+        assert ledger.batch(batch.id) == batch
+
+    def test_a_copy_replaces_what_its_batch_may_replace(self, ledger: Ledger) -> None:
+        """Where an answer too old was asked again, the line that comes first takes its place, and only that."""
+        Seat(ledger, "old", stamp=STAMP - 40 * DAY).ask(answer(A, "old"), stamp=STAMP - 40 * DAY)
+        seat = Seat(ledger)
+        batch = self.running(seat, A)
+        copy = ledger.note_copy(batch, told("batch_2"), token=batch.token, at=AT)
+        assert seat.results(copy, answer(A, "copy")) == Recorded(settled=1)
+        assert seat.results(batch, answer(A, "late")) == Recorded(superseded=1)
+        (found,) = ledger.answers([A], step_run_id=seat.id)
+        assert found is not None
+        assert found.text == "copy"
+
+    def test_tokens(self, ledger: Ledger) -> None:
+        """Every submission's token is known, the first one's first; a copy has the one that it bears."""
+        seat = Seat(ledger)
+        first = seat.advance(seat.plan(A), BatchState.SUBMITTING)
+        assert ledger.tokens(first) == [first.token]
+        second = seat.advance(first, BatchState.PLANNED, BatchState.SUBMITTING)
+        assert ledger.tokens(first) == [first.token, second.token]
+        copy = ledger.note_copy(second, told("batch_old"), token=first.token, at=AT)
+        assert ledger.tokens(copy) == [first.token]
+
+    def test_doubt_is_for_good(self, ledger: Ledger) -> None:
+        """A doubt is a fact: anybody may write it down, it spoils no decision, and nothing takes it away."""
+        seat = Seat(ledger)
+        batch = seat.advance(seat.plan(A), BatchState.SUBMITTING)
+        assert not batch.doubtful
+        doubted = ledger.doubt(batch)
+        assert doubted == ledger.doubt(doubted) == msgspec.structs.replace(batch, doubtful=True)
+        assert seat.advance(batch, BatchState.PLANNED, *RUNNING, BatchState.COMPLETED).doubtful
+
+    def test_doubted_are_the_doubtful_that_are_over(self, ledger: Ledger) -> None:
+        """Settled or discarded, of any run, planned since then, the oldest first; none that is live or certain."""
+        seat, other = Seat(ledger, "a"), Seat(ledger, "b")
+        assert ledger.doubted(since=AT) == []
+        settled = ledger.doubt(seat.advance(seat.plan(A), BatchState.SUBMITTING))
+        assert ledger.doubted(since=AT) == []
+        certain = other.plan(B)
+        discarded = other.advance(ledger.doubt(other.plan(C)), BatchState.DISCARDED)
+        other.advance(certain, BatchState.DISCARDED)
+        told_of = {"provider_batch": told("one")}
+        settled = seat.advance(settled, BatchState.IN_PROGRESS, BatchState.COMPLETED, **told_of)
+        assert ledger.doubted(since=AT) == [discarded]
+        settled = seat.advance(settled, BatchState.SETTLED)
+        assert ledger.doubted(since=AT) == [settled, discarded]
+        assert ledger.doubted(since=AT + timedelta(microseconds=1)) == []
+
+    def test_a_run_at_its_end_waits_for_nothing(self, ledger: Ledger) -> None:
+        """Completed or failed, a run keeps no batch going; reopened, it waits again for what it has not left."""
+        seat = Seat(ledger)
+        batch = seat.plan(A)
+        for end in (StepRunState.COMPLETED, StepRunState.FAILED):
+            run = ledger.finish(seat.run, end, lease=seat.lease, at=AT)
+            assert ledger.waiting_for(batch.id) == []
+            seat.run = ledger.finish(run, StepRunState.RUNNING, lease=seat.lease, at=AT)
+            assert ledger.waiting_for(batch.id) == [seat.id]
+        assert [one.id for one in ledger.batches_of(seat.id)] == [batch.id]
+
+    def test_what_is_known_of_the_providers_list(self, ledger: Ledger) -> None:
+        """Every id of this provider since then is known: live or over, copy or not, sent late or planned late."""
+        seat = Seat(ledger)
+        first = seat.advance(seat.plan(A), BatchState.SUBMITTING)
+        first = ledger.advance_batch(
+            first, BatchState.IN_PROGRESS, lease=seat.lease, at=AT + 3 * HOUR, provider_batch=told("one")
+        )
+        seat.advance(first, BatchState.COMPLETED, BatchState.SETTLED)
+        ledger.note_copy(first, told("two"), token=first.token, at=AT + 5 * HOUR)
+        seat.plan(B)
+        assert ledger.known_provider_batches(provider="openai", since=AT) == {"one", "two"}
+        assert ledger.known_provider_batches(provider="openai", since=AT + 3 * HOUR) == {"one", "two"}
+        assert ledger.known_provider_batches(provider="openai", since=AT + 4 * HOUR) == {"two"}
+        assert ledger.known_provider_batches(provider="openai", since=AT + 6 * HOUR) == set()
+        assert ledger.known_provider_batches(provider="anthropic", since=AT) == set()
+
+
+class TestClaims:
+    """Two runs, one key: what one has sent, the other does not send."""
+
+    def test_a_live_call_of_a_run_that_is_alive_is_out(self, ledger: Ledger) -> None:
+        """It is out for every other run until that run's lease ends, and for itself it is open."""
+        one, other = Seat(ledger, "one"), Seat(ledger, "other")
+        one.begin(A)
+        just_before = one.lease.until - timedelta(microseconds=1)
+        assert other.stand(A, B, now=just_before) == [Standing(RequestState.OUT), OPEN]
+        assert other.stand(A, now=one.lease.until) == [OPEN]
+        assert other.stand(A) == [OPEN]
+        assert one.stand(A, now=AT) == [OPEN]
+        assert ledger.stand([A], step_run_id="unknown", not_before=None, now=AT) == [Standing(RequestState.OUT)]
+
+    @pytest.mark.parametrize("end", ["released", "renewed", "abandoned", "answered", "tried", "taken over"])
+    def test_a_claim_lasts_as_long_as_the_call_and_the_lease(self, ledger: Ledger, end: str) -> None:
+        """A lease given back, a call abandoned or ended, frees the key; a lease renewed or taken over holds it."""
+        one, other = Seat(ledger, "one"), Seat(ledger, "other")
+        (attempt,) = one.begin(A)
+        now, expected = AT, OPEN
+        match end:
+            case "released":
+                ledger.release(one.lease)
+            case "renewed":
+                ledger.renew(one.lease, until=AT + 9 * HOUR)
+                now, expected = AT + 8 * HOUR, Standing(RequestState.OUT)
+            case "abandoned":
+                ledger.abandon_calls(run=one.run, lease=one.lease, at=AT)
+            case "answered":
+                ledger.record_calls([(attempt, answer(A))], at=AT, stamp=STAMP)
+                expected = Standing(RequestState.ANSWERED)
+            case "tried":
+                ledger.record_calls([(attempt, retry(A))], at=AT, stamp=STAMP)
+            case _:
+                taken(ledger, one.lease.name, owner="heir", now=AT + HOUR)
+                now, expected = AT + HOUR, Standing(RequestState.OUT)
+        assert other.stand(A, now=now) == [expected]
+
+    def test_a_batch_is_named_before_a_call(self, ledger: Ledger) -> None:
+        """A key that is out both ways is out in the batch: that can be attached to."""
+        one, other, third = Seat(ledger, "one"), Seat(ledger, "other"), Seat(ledger, "third")
+        batch = one.plan(A)
+        other.leave(batch)
+        other.begin(A)
+        assert third.stand(A, now=AT) == [Standing(RequestState.OUT, batch_id=batch.id)]
+
+    def test_what_another_run_is_asking_is_not_asked(self, ledger: Ledger) -> None:
+        """Of keys that one run has out, are answered or are in a batch, another one begins none, unless told so."""
+        one, other = Seat(ledger, "one"), Seat(ledger, "other")
+        one.begin(A)
+        one.ask(answer(B))
+        one.plan(C)
+        begun = other.try_to_begin(A, B, C, D, A)
+        assert [attempt is None for attempt in begun] == [True, True, True, False, True]
+        begun = other.try_to_begin(A, B, C, share=False)
+        assert [attempt is None for attempt in begun] == [False, True, True]
+        assert other.try_to_begin(A, at=one.lease.until) != [None]
+        assert other.spent() == {"open": 3}
+
+    def test_what_one_asked_itself_does_not_stop_it(self, ledger: Ledger) -> None:
+        """Who takes a run over asks again what was in flight, once or twice in one sending."""
+        seat = Seat(ledger)
+        seat.begin(A)
+        begun = seat.try_to_begin(A, A, B)
+        assert None not in begun
+        assert len(set(begun)) == 3
+
+    def test_an_answer_too_old_is_asked_again(self, ledger: Ledger) -> None:
+        """What counts as answered is what `stand` says: the age for other runs' answers, any age for one's own."""
+        Seat(ledger, "old", stamp=STAMP - 40 * DAY).ask(answer(A), stamp=STAMP - 40 * DAY)
+        seat = Seat(ledger)
+        assert seat.try_to_begin(A, not_before=STAMP - 50 * DAY) == [None]
+        (attempt,) = seat.try_to_begin(A, not_before=STAMP - 30 * DAY)
+        assert attempt is not None
+        ledger.record_calls([(attempt, answer(A))], at=AT, stamp=STAMP - 35 * DAY)
+        assert seat.try_to_begin(A, not_before=STAMP - 30 * DAY) == [None]
+
+    def test_a_failure_does_not_stop_a_call(self, ledger: Ledger) -> None:
+        """Whether a failed key is asked once more is the caller's to know."""
+        seat = Seat(ledger)
+        seat.fail((A, "upstream"))
+        assert seat.try_to_begin(A) != [None]
+
+    def test_what_another_run_is_asking_is_not_planned(self, ledger: Ledger) -> None:
+        """A batch would pay a second time for what is on its way already; a dead run's calls stop nobody."""
+        one, other = Seat(ledger, "one"), Seat(ledger, "other")
+        one.begin(A)
+        with pytest.raises(IllegalTransition, match="1 of 2 keys are out already, in live calls of another run"):
+            other.plan(A, B)
+        assert ledger.live_batches() == []
+        ledger.release(one.lease)
+        assert other.plan(A, B).rows == 2
+
+    def test_a_race_for_new_keys_sends_each_once(self, connect: OpenLedger) -> None:
+        """Two runs that begin the same new keys in the same instant share them out between them."""
+        ledgers = [connect(), connect()]
+        seats = [Seat(ledgers[0], "one"), Seat(ledgers[1], "other")]
+        keys = [key(number) for number in range(300)]
+
+        def begin(seat: Seat) -> list[int | None]:
+            return [seat.try_to_begin(name)[0] for name in (keys if seat is seats[0] else reversed(keys))]
+
+        one, other = at_once(*(lambda seat=seat: begin(seat) for seat in seats))
+        assert isinstance(one, list)
+        assert isinstance(other, list)
+        assert all((mine is None) != (theirs is None) for mine, theirs in zip(one, reversed(other), strict=True))
 
 
 class TestAccount:
@@ -1317,7 +1662,7 @@ class TestTheWhole:
         first = connect()
         seat = Seat(first)
         seat.ask(answer(A))
-        assert connect().stand([A], step_run_id=seat.id, not_before=None) == [Standing(RequestState.ANSWERED)]
+        assert connect().stand([A], step_run_id=seat.id, not_before=None, now=None) == [Standing(RequestState.ANSWERED)]
         first.close()
         assert connect().step_run(seat.id) == seat.run
 
@@ -1333,4 +1678,4 @@ class TestTheWhole:
     def test_naive_instants_are_refused(self, ledger: Ledger) -> None:
         """An instant without a time zone is stored nowhere: it would be hours off somewhere else."""
         with pytest.raises(ValueError, match="no time zone"):
-            ledger.stand([A], step_run_id="r", not_before=datetime(2026, 11, 1))  # noqa: DTZ001
+            ledger.stand([A], step_run_id="r", not_before=datetime(2026, 11, 1), now=None)  # noqa: DTZ001

@@ -88,3 +88,26 @@ def test_a_naive_instant_is_refused() -> None:
     """A price depends on the day, and a naive instant has none."""
     with pytest.raises(ValueError, match="aware"):
         price(Usage(), provider="openai", model="o3", tier=Tier.STANDARD, at=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("text-embedding-3-small", "0.01"),
+        ("text-embedding-3-large", "0.065"),
+        ("text-embedding-ada-002", "0.05"),
+        ("text-embedding-of-nobody", None),
+    ],
+)
+def test_an_embedding_in_a_batch_has_the_batch_price_or_none(model: str, expected: str | None) -> None:
+    """The library knows no batch price of an embedding and would give the standard one, which is twice as much."""
+    found = usd(Usage(input_tokens=1_000_000), Tier.BATCH, model)
+    assert found == (Decimal(expected) if expected else None)
+    assert usd(Usage(input_tokens=1_000_000), Tier.FLEX, model) is None
+
+
+def test_completions_in_a_batch_are_unpriced() -> None:
+    """Nobody names their batch price; the standard one is known, and is not taken for it."""
+    tokens = Usage(input_tokens=1000, output_tokens=1000)
+    assert usd(tokens, Tier.STANDARD, "gpt-3.5-turbo-instruct") == Decimal("0.0035")
+    assert usd(tokens, Tier.BATCH, "gpt-3.5-turbo-instruct") is None

@@ -17,6 +17,7 @@ from prefect_llm_tiers.core.requests import (
     custom_id,
     derived_token,
     request_key,
+    request_keys,
     split_custom_id,
 )
 
@@ -57,6 +58,66 @@ def test_a_key_is_the_hash_of_the_canonical_json_of_all_that_is_asked() -> None:
 def test_whatever_makes_it_another_question_makes_another_key(other: dict[str, object]) -> None:
     """Account, endpoint and sample number are part of the question."""
     assert key_of({"input": "x"}) != key_of({"input": "x"}, **other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "keys"),
+    [
+        (
+            "/v1/responses",
+            {
+                "input": 'Say "hé"\n\u2028 in 3 words.',
+                "instructions": "Be brief.",
+                "max_output_tokens": 200,
+                "model": "m",
+                "temperature": 0.5,
+            },
+            ["7TYUT3uzcu0WIy3mNCWaGU8Znq1gbi8CaO-CUtSrKdE", "cWrbPYZDINDceDX4uPwn4ddsdoc6c4iZXYTz6LS-IkQ"],
+        ),
+        (
+            "/v1/chat/completions",
+            {
+                "max_completion_tokens": 200,
+                "messages": [
+                    {"content": "Be brief.", "role": "system"},
+                    {"content": "Hello", "role": "user"},
+                    {"content": "Hi", "role": "assistant"},
+                    {"content": "Again", "role": "user"},
+                ],
+                "model": "m",
+            },
+            ["CAqs54rauyPh18n06REw6qrGxVuk37H1bN9ZAXE9SEI", "-SQoWCPG0sLQKgdrUvZ_C3YZoym3-2RMYkUkOqP_Y9A"],
+        ),
+        (
+            "/v1/messages",
+            {
+                "max_tokens": 200,
+                "messages": [{"content": 'Say "hé"\n\u2028 in 3 words.', "role": "user"}],
+                "model": "m",
+                "system": "Be brief.",
+            },
+            ["l5Tbc6e8ns8J26iVhmQIKCbAizjJ65D0l0tfz1WOS44", "6IyvYNiSTxh_JviPlqPACV0LM55oiLEw-DghCWacwZM"],
+        ),
+    ],
+)
+def test_keys_stay_what_they_were(endpoint: str, body: dict[str, object], keys: list[str]) -> None:
+    """A key that changed from one version to the next would have every answer paid for again."""
+    encoded = canonical_json(body)
+    made = [request_key(account="org/proj", endpoint=endpoint, body=encoded, sample=sample) for sample in (0, 1)]
+    assert made == keys
+    assert request_keys([encoded], account="org/proj", endpoint=endpoint, samples=2).decode() == "".join(keys)
+
+
+@given(st.lists(st.binary(max_size=200), max_size=8), st.integers(1, 3))
+def test_many_keys_are_those_of_one_at_a_time(bodies: list[bytes], samples: int) -> None:
+    """The way of making keys does not show in them."""
+    one_by_one = [
+        request_key(account="a", endpoint="/v1/responses", body=body, sample=sample)
+        for body in bodies
+        for sample in range(samples)
+    ]
+    together = request_keys(bodies, account="a", endpoint="/v1/responses", samples=samples)
+    assert together.decode() == "".join(one_by_one)
 
 
 def test_the_key_is_the_same_in_another_process() -> None:

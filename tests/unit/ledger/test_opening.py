@@ -58,6 +58,8 @@ def entry(name: str, *, key_digest: str = "") -> Entry:
         key_digest=key_digest,
         requests=1,
         rows=1,
+        provider="openai",
+        account="org/project",
         deadline=None,
         entered_at=AT,
     )
@@ -297,7 +299,10 @@ class TestRefusing:
         with pytest.raises(LedgerUnusable) as refusal:
             open_ledger(url)
         assert ":hunter2" not in str(refusal.value)
-        assert refusal.value.__cause__ is None
+        error: BaseException | None = refusal.value
+        while error is not None:
+            assert ":hunter2" not in repr(error)
+            error = error.__cause__
 
 
 class TestFailing:
