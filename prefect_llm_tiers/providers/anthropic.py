@@ -18,9 +18,12 @@ from prefect_llm_tiers.core.ports import BatchLine, CallFailed, Capabilities, Re
 from prefect_llm_tiers.core.requests import Endpoint, Request
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.providers.anthropic_batches import BatchPage, BatchReply, provider_batch
-from prefect_llm_tiers.providers.anthropic_replies import read_line, read_message
+from prefect_llm_tiers.providers.anthropic_lines import read_anthropic_lines
+from prefect_llm_tiers.providers.anthropic_replies import read_message
 from prefect_llm_tiers.providers.capabilities import Dialect, capabilities_of
-from prefect_llm_tiers.providers.lines import chunks, split_lines, spooled
+from prefect_llm_tiers.providers.incoming import line_blocks
+from prefect_llm_tiers.providers.lines import LineForm, chunks, spooled
+from prefect_llm_tiers.providers.listing import Page, each_batch
 from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND
 from prefect_llm_tiers.providers.outcomes import model_of, outcome_of_rejection, raise_if_unbilled_retry
 from prefect_llm_tiers.providers.wire import CONTROL_TIMEOUT_S, Wire, named_tier, tier_refused, unreadable
@@ -29,6 +32,8 @@ __all__ = ["AnthropicProvider"]
 
 _BATCHES = "/v1/messages/batches"
 _PAGE = 1000
+
+_LINE = LineForm(b'{"custom_id":"', b'","params":', b"}")
 
 _BATCH = msgspec.json.Decoder(BatchReply)
 _LIST = msgspec.json.Decoder(BatchPage)
@@ -95,11 +100,7 @@ class AnthropicProvider:
         token: str,
         timeout_s: float,
     ) -> ProviderBatch:
-        def encode(line: BatchLine) -> bytes:
-            # A custom_id has no character that JSON would escape, and the body goes in as it is.
-            return b'{"custom_id":"' + line.custom_id.encode() + b'","params":' + line.body + b"}"
-
-        with await spooled(lines, encode, head=b'{"requests":[', between=b",", tail=b"]}") as file:
+        with await spooled(lines, _LINE, head=b'{"requests":[', between=b",", tail=b"]}") as file:
             length = file.seek(0, 2)
             file.seek(0)
             reply = await self._wire.post(_BATCHES, chunks(file), timeout_s=timeout_s, model=model, length=length)
@@ -125,29 +126,20 @@ class AnthropicProvider:
     async def results(self, batch_id: str, *, model: str, endpoint: Endpoint) -> AsyncIterator[ResultLine]:
         # Not at the batch's `results_url`: it is absolute, and the key must not go where a reply says.
         pieces = self._wire.download(f"{_BATCHES}/{quote(batch_id, safe='')}/results")
-        async with contextlib.aclosing(pieces), contextlib.aclosing(split_lines(pieces)) as lines:
-            async for line in lines:
-                yield read_line(line)
+        async with contextlib.aclosing(pieces), contextlib.aclosing(line_blocks(pieces)) as blocks:
+            async for block in blocks:
+                for line in read_anthropic_lines(block):
+                    yield line
 
-    async def list_batches(self, *, since: datetime) -> AsyncIterator[ProviderBatch]:
-        # A creation time may be told in whole seconds.
-        floor = since.replace(microsecond=0)
-        after: str | None = None
-        while True:
-            params: dict[str, str | int] = {"limit": _PAGE}
-            if after is not None:
-                params["after_id"] = after
-            page = self._wire.decoded(await self._wire.get(_BATCHES, params=params), _LIST)
-            seen = [_seen(batch) for batch in page.data]
-            for batch in seen:
-                if batch.created_at >= floor:
-                    yield batch
-            if not seen or not page.has_more or seen[-1].created_at < floor:
-                return
-            if seen[-1].id == after:
-                # The list goes on and does not move: nobody may take it for complete.
-                raise unreadable()
-            after = seen[-1].id
+    def list_batches(self, *, since: datetime) -> AsyncIterator[ProviderBatch]:
+        return each_batch(self._page, since=since)
+
+    async def _page(self, last: str | None) -> Page:
+        params: dict[str, str | int] = {"limit": _PAGE}
+        if last is not None:
+            params["after_id"] = last
+        page = self._wire.decoded(await self._wire.get(_BATCHES, params=params), _LIST)
+        return [_seen(batch) for batch in page.data], page.has_more
 
     async def aclose(self) -> None:
         await self._wire.close()

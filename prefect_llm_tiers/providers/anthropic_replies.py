@@ -5,31 +5,12 @@ from typing import Any
 import msgspec
 
 from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind, Usage
-from prefect_llm_tiers.core.ports import ResultLine
-from prefect_llm_tiers.core.requests import split_custom_id
 from prefect_llm_tiers.core.tiers import Tier
-from prefect_llm_tiers.providers.decoding import as_text, decode, decode_any, token_count
-from prefect_llm_tiers.providers.meanings import POLICY_CODES, clean_code, meaning_of
+from prefect_llm_tiers.providers.decoding import as_text, decode, token_count
 
-__all__ = ["read_line", "read_message"]
-
-_NULL = msgspec.Raw(b"null")
+__all__ = ["read_message"]
 
 _TIERS = {"standard": Tier.STANDARD, "priority": Tier.PRIORITY, "batch": Tier.BATCH}
-
-_STATUS_OF_TYPE = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "api_error": 500,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
-"""The statuses of a live call's errors; a line of a batch names the type alone."""
 
 
 class _Block(msgspec.Struct, gc=False):
@@ -51,21 +32,6 @@ class _Bill(msgspec.Struct):
 
 _MESSAGE = msgspec.json.Decoder(_Message)
 _BILL = msgspec.json.Decoder(_Bill)
-
-
-class _Result(msgspec.Struct):
-    type: str | None = None
-    message: msgspec.Raw = _NULL
-    error: msgspec.Raw = _NULL
-
-
-class _Line(msgspec.Struct):
-    custom_id: Any = None
-    result: msgspec.Raw = _NULL
-
-
-_LINE = msgspec.json.Decoder(_Line)
-_RESULT = msgspec.json.Decoder(_Result)
 
 
 def read_message(body: bytes | msgspec.Raw, *, key: str, asked: Tier, request_id: str | None) -> Outcome:
@@ -154,53 +120,3 @@ def _usage(usage: object) -> Usage | None:
     except ValueError:
         return None
     return tokens if tokens.reasoning_tokens <= tokens.output_tokens else None
-
-
-def read_line(line: bytes | None) -> ResultLine:
-    """Return what one line of a batch's results says, whatever its bytes.
-
-    A line that cannot be read has neither id nor outcome. One whose custom_id is not of this package's
-    making has the id alone: there is no key to give its outcome.
-
-    Args:
-        line: The line without its end; None for one too long to be read.
-    """
-    read = decode(line, _LINE) if line is not None else None
-    custom_id = as_text(read.custom_id) if read is not None else None
-    ours = split_custom_id(custom_id) if custom_id is not None else None
-    if read is None or ours is None:
-        return ResultLine(custom_id=custom_id, outcome=None)
-    return ResultLine(custom_id=custom_id, outcome=_line_outcome(read, key=ours[0]))
-
-
-def _line_outcome(line: _Line, *, key: str) -> Outcome:
-    result = decode(line.result, _RESULT)
-    if result is None:
-        return Outcome(key=key, kind=OutcomeKind.RETRY, reason="no_reply", billing=Billing.UNKNOWN)
-    # Only what succeeded is billed.
-    match result.type:
-        case "succeeded":
-            return read_message(result.message, key=key, asked=Tier.BATCH, request_id=None)
-        case "errored":
-            return _errored(result.error, key=key)
-        case "expired":
-            return Outcome(key=key, kind=OutcomeKind.RETRY, reason="batch_expired")
-        case "canceled":
-            return Outcome(key=key, kind=OutcomeKind.RETRY, reason="batch_cancelled")
-        case _:
-            return Outcome(key=key, kind=OutcomeKind.RETRY, reason="no_reply", billing=Billing.UNKNOWN)
-
-
-def _errored(error: msgspec.Raw, *, key: str) -> Outcome:
-    body = bytes(error)
-    value = decode_any(error)
-    inner = value.get("error", value) if isinstance(value, dict) else None
-    code = clean_code(inner.get("type")) if isinstance(inner, dict) else None
-    request_id = as_text(value.get("request_id")) if isinstance(value, dict) else None
-    meaning = meaning_of(_STATUS_OF_TYPE.get(code or "", 500), {}, body)
-    if meaning.kind not in ("rejected", "auth"):
-        kind = OutcomeKind.RETRY
-    else:
-        kind = OutcomeKind.REFUSAL if meaning.reason in POLICY_CODES else OutcomeKind.FAILURE
-    reason = meaning.reason if code is not None else "errored"
-    return Outcome(key=key, kind=kind, reason=reason, provider_request_id=request_id)

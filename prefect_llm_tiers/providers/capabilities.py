@@ -50,6 +50,7 @@ _OPENAI_BATCH = BatchLimits(
     cancel=timedelta(minutes=10),
     reports_progress=True,
 )
+_EMBEDDINGS_BATCH = msgspec.structs.replace(_OPENAI_BATCH, inputs=50_000)
 # The counts stay at zero until the whole batch ends. How long a cancel takes is not documented.
 _ANTHROPIC_BATCH = BatchLimits(
     requests=100_000,
@@ -57,9 +58,14 @@ _ANTHROPIC_BATCH = BatchLimits(
     window=timedelta(hours=24),
     cancel=timedelta(minutes=10),
     reports_progress=False,
+    metadata=False,
 )
 
 _TEXT = frozenset({Endpoint.RESPONSES, Endpoint.CHAT_COMPLETIONS})
+_EMBEDDINGS = frozenset({Endpoint.EMBEDDINGS})
+_RAW = frozenset({Endpoint.COMPLETIONS, Endpoint.MODERATIONS, Endpoint.IMAGES})
+# Live these two take a multipart form, or answer with a job to look after; in a batch they are like the rest.
+_BATCH_ONLY = frozenset({Endpoint.IMAGE_EDITS, Endpoint.VIDEOS})
 _MESSAGES = frozenset({Endpoint.MESSAGES})
 
 _ALL = frozenset(Tier)
@@ -80,6 +86,9 @@ CAPABILITIES: tuple[Offer, ...] = (
     Offer(Dialect.OPENAI, _TEXT, "gpt-4.1*", _NO_FLEX, _OPENAI_BATCH),
     Offer(Dialect.OPENAI, _TEXT, "gpt-4o*", _NO_FLEX, _OPENAI_BATCH),
     Offer(Dialect.OPENAI, _TEXT, "*", _BASE, _OPENAI_BATCH),
+    Offer(Dialect.OPENAI, _EMBEDDINGS, "*", _BASE, _EMBEDDINGS_BATCH),
+    Offer(Dialect.OPENAI, _RAW, "*", _BASE, _OPENAI_BATCH),
+    Offer(Dialect.OPENAI, _BATCH_ONLY, "*", frozenset({Tier.BATCH}), _OPENAI_BATCH),
     # Priority commitments are no longer sold, and there is no flex.
     Offer(Dialect.ANTHROPIC, _MESSAGES, "*", _BASE, _ANTHROPIC_BATCH),
 )

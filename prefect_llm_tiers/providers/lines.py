@@ -1,75 +1,59 @@
-"""JSON lines in pieces: the requests of a batch on their way out, its results on their way in."""
+"""JSON lines in pieces: the requests of a batch on their way out."""
 
+import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import IO
 
-from prefect_llm_tiers.core.ports import BatchLine
+import msgspec
 
-__all__ = ["MAX_LINE_BYTES", "chunks", "split_lines", "spooled"]
+from prefect_llm_tiers.core.ports import BatchLine, EncodedLines
 
-MAX_LINE_BYTES = 64 * 1024 * 1024
-"""The longest line that is read; a longer one is dropped as broken, or one line could fill the memory."""
+__all__ = ["LineForm", "chunks", "spooled"]
 
 _CHUNK_BYTES = 256 * 1024
-_BOM = b"\xef\xbb\xbf"
+
+_BUFFER_BYTES = 32 * 1024
+"""Less than a block of encoded lines, which then goes to the file without a copy."""
 
 
-async def split_lines(pieces: AsyncIterable[bytes]) -> AsyncGenerator[bytes | None, None]:
-    r"""Yield the lines of a text that comes in pieces; None for one longer than `MAX_LINE_BYTES`.
+class LineForm(msgspec.Struct, frozen=True):
+    """What stands around custom_id and body in an encoded line.
 
-    A line ends at `\n` alone: U+2028 and its kin, at which `str.splitlines` would cut, may stand inside
-    an answer. `\r` before the end and a byte order mark before the start go; blank lines are no lines.
+    A custom_id has no character that JSON would escape. The body goes in as it is: encoding it again would cost
+    most of the upload's CPU, and could change what was keyed.
     """
-    held: list[bytes] = []
-    size = 0
-    async for piece in pieces:
-        *ends, rest = piece.split(b"\n")
-        for end in ends:
-            size += len(end)
-            if size > MAX_LINE_BYTES:
-                yield None
-            elif line := _trimmed(b"".join((*held, end))):
-                yield line
-            held.clear()
-            size = 0
-        size += len(rest)
-        if size > MAX_LINE_BYTES:
-            held.clear()
-        elif rest:
-            held.append(rest)
-    if size > MAX_LINE_BYTES:
-        yield None
-    elif line := _trimmed(b"".join(held)):
-        yield line
 
+    before: bytes
+    middle: bytes
+    after: bytes
 
-def _trimmed(line: bytes) -> bytes:
-    return line.strip(b" \t\r").removeprefix(_BOM).strip(b" \t\r")
+    def encode(self, line: BatchLine) -> bytes:
+        """Return one line."""
+        return b"".join((self.before, line.custom_id.encode(), self.middle, line.body, self.after))
 
 
 async def spooled(
-    lines: AsyncIterable[BatchLine],
-    encode: Callable[[BatchLine], bytes],
-    *,
-    head: bytes = b"",
-    between: bytes = b"",
-    tail: bytes = b"",
+    lines: AsyncIterable[BatchLine], form: LineForm, *, head: bytes = b"", between: bytes = b"", tail: bytes = b""
 ) -> IO[bytes]:
     """Return an open, unnamed temporary file that holds the encoded lines, at its start.
 
     On disk, because a batch may have 256 MB and its size must be known before the first byte is sent; without
     a name, so that a process that dies leaves no prompts behind.
     """
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - handed to the caller, who closes it
+    file = tempfile.TemporaryFile(buffering=_BUFFER_BYTES)  # noqa: SIM115 - handed to the caller, who closes it
     try:
         file.write(head)
-        first = True
-        async for line in lines:
-            if not first:
-                file.write(between)
-            first = False
-            file.write(encode(line))
+        written = 0
+        if isinstance(lines, EncodedLines):
+            async for block in lines.encoded(form.before, form.middle, form.after + between):
+                written += file.write(block)
+        else:
+            async for line in lines:
+                written += file.write(form.encode(line) + between)
+        if written:
+            file.seek(-len(between), os.SEEK_CUR)
+            file.truncate()
         file.write(tail)
         # Flushes too: the form encoder takes the length from the descriptor, which does not see the buffer.
         file.seek(0)

@@ -36,6 +36,8 @@ POLICY_CODES = frozenset(
 """Codes of a request turned down for what it says: a refusal, by the provider instead of the model."""
 
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}")
+_PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_LONGEST_PARAMETER = 64
 _READ_BYTES = 65_536
 _CLIENT_ERRORS = frozenset(range(400, 500))
 _OTHER_SERVER_ERRORS = frozenset(range(500, 600))
@@ -150,6 +152,16 @@ def clean_code(value: object) -> str | None:
     return None
 
 
+def _with_parameter(code: str, parameter: object) -> str:
+    """Return a code with the parameter that it is about, as `unsupported_parameter: temperature`.
+
+    Only a plain identifier is taken: a field may be named after what it holds, and bodies hold prompts.
+    """
+    if isinstance(parameter, str) and len(parameter) <= _LONGEST_PARAMETER and _PARAMETER.fullmatch(parameter):
+        return f"{code}: {parameter}"
+    return code
+
+
 def meaning_of(status: int, headers: Mapping[str, str], body: bytes) -> FailureMeaning:
     """Return what an unsuccessful reply means.
 
@@ -166,9 +178,12 @@ def meaning_of(status: int, headers: Mapping[str, str], body: bytes) -> FailureM
             if rule.kind == "capacity" and status >= 500 and not said.codes:
                 # A bare 5xx comes from something in between, which cannot know what the provider did.
                 maybe_billed = True
+            reason = own or rule.reason or f"http_{status}"
+            if own is not None and rule.kind == "rejected" and own not in POLICY_CODES:
+                reason = _with_parameter(own, said.param)
             return FailureMeaning(
                 kind=rule.kind,
-                reason=own or rule.reason or f"http_{status}",
+                reason=reason,
                 retry_after_s=retry_after_s(headers),
                 maybe_billed=maybe_billed,
             )

@@ -1,4 +1,4 @@
-"""OpenAI's dialect: responses and chat completions, live and in batches of an uploaded file."""
+"""OpenAI's dialect: its endpoints, live and in batches of an uploaded file."""
 
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator
@@ -15,16 +15,24 @@ from prefect_llm_tiers.core.ports import BatchLine, CallFailed, Capabilities, Re
 from prefect_llm_tiers.core.requests import Endpoint, Request
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.providers.capabilities import Dialect, capabilities_of
-from prefect_llm_tiers.providers.lines import split_lines, spooled
+from prefect_llm_tiers.providers.incoming import line_blocks
+from prefect_llm_tiers.providers.lines import spooled
+from prefect_llm_tiers.providers.listing import Page, each_batch
 from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND
-from prefect_llm_tiers.providers.openai_batches import METADATA_NAME, BatchPage, BatchReply, provider_batch
-from prefect_llm_tiers.providers.openai_replies import read_line, read_reply
+from prefect_llm_tiers.providers.openai_batches import METADATA_NAME, BatchPage, BatchReply, line_form, provider_batch
+from prefect_llm_tiers.providers.openai_lines import read_openai_lines
+from prefect_llm_tiers.providers.openai_replies import read_reply
 from prefect_llm_tiers.providers.outcomes import model_of, outcome_of_rejection, raise_if_unbilled_retry
 from prefect_llm_tiers.providers.wire import CONTROL_TIMEOUT_S, Wire, named_tier, tier_refused, unreadable
 
 __all__ = ["OpenAIProvider"]
 
 _TIER_NAMES = {Tier.STANDARD: "default", Tier.FLEX: "flex", Tier.PRIORITY: "priority"}
+
+_TIERED = frozenset({Endpoint.RESPONSES, Endpoint.CHAT_COMPLETIONS})
+"""Endpoints whose requests name their tier; the others are served on the standard tier, and refuse the field."""
+
+_BATCHED_ONLY = frozenset({Endpoint.IMAGE_EDITS, Endpoint.VIDEOS})
 
 _PAGE = 100
 _SHORTEST_EXPIRY_S = 3_600
@@ -68,10 +76,12 @@ class OpenAIProvider:
 
     async def call(self, request: Request, *, endpoint: Endpoint, tier: Tier, timeout_s: float) -> Outcome:
         name = _TIER_NAMES.get(tier)
-        if name is None:
+        tiered = endpoint in _TIERED
+        if name is None or endpoint in _BATCHED_ONLY or not (tiered or tier is Tier.STANDARD):
             raise tier_refused(tier)
+        body = named_tier(request.body, name) if tiered else request.body
         try:
-            reply = await self._wire.post(_path(endpoint), named_tier(request.body, name), timeout_s=timeout_s)
+            reply = await self._wire.post(_path(endpoint), body, timeout_s=timeout_s)
         except CallFailed as failed:
             if failed.meaning.reason == MODEL_NOT_FOUND:
                 raise self._wire.unknown_model(model_of(request.body)) from None
@@ -91,16 +101,9 @@ class OpenAIProvider:
         expires_after: timedelta,
     ) -> str:
         """Upload a batch's requests as JSON lines, named after the token; return the file's id."""
-        middle = b'","method":"POST","url":' + orjson.dumps(endpoint.value) + b',"body":'
-
-        def encode(line: BatchLine) -> bytes:
-            # A custom_id has no character that JSON would escape. The body goes in as it is: encoding
-            # it again would cost most of the upload's CPU, and could change what was keyed.
-            return b'{"custom_id":"' + line.custom_id.encode() + middle + line.body + b"}\n"
-
         seconds = min(max(int(expires_after.total_seconds()), _SHORTEST_EXPIRY_S), _LONGEST_EXPIRY_S)
         fields = {"purpose": "batch", "expires_after": {"anchor": "created_at", "seconds": seconds}}
-        with await spooled(lines, encode) as file:
+        with await spooled(lines, line_form(endpoint)) as file:
             reply = await self._wire.upload("/files", file, name=f"{token}.jsonl", fields=fields)
         return self._wire.decoded(reply, _FILE).id
 
@@ -152,29 +155,20 @@ class OpenAIProvider:
             if not file_id:
                 continue
             pieces = self._wire.download(f"/files/{quote(file_id, safe='')}/content")
-            async with contextlib.aclosing(pieces), contextlib.aclosing(split_lines(pieces)) as lines:
-                async for line in lines:
-                    yield read_line(line, endpoint=endpoint)
+            async with contextlib.aclosing(pieces), contextlib.aclosing(line_blocks(pieces)) as blocks:
+                async for block in blocks:
+                    for line in read_openai_lines(block, endpoint=endpoint):
+                        yield line
 
-    async def list_batches(self, *, since: datetime) -> AsyncIterator[ProviderBatch]:
-        # Creation times are whole seconds: a batch made 0.7 s into a second is told as made at its start.
-        floor = since.replace(microsecond=0)
-        after: str | None = None
-        while True:
-            params: dict[str, str | int] = {"limit": _PAGE}
-            if after is not None:
-                params["after"] = after
-            page = self._wire.decoded(await self._wire.get("/batches", params=params), _LIST)
-            seen = [_seen(batch) for batch in page.data]
-            for batch in seen:
-                if batch.created_at >= floor:
-                    yield batch
-            if not seen or not page.has_more or seen[-1].created_at < floor:
-                return
-            if seen[-1].id == after:
-                # The list goes on and does not move: nobody may take it for complete.
-                raise unreadable()
-            after = seen[-1].id
+    def list_batches(self, *, since: datetime) -> AsyncIterator[ProviderBatch]:
+        return each_batch(self._page, since=since)
+
+    async def _page(self, last: str | None) -> Page:
+        params: dict[str, str | int] = {"limit": _PAGE}
+        if last is not None:
+            params["after"] = last
+        page = self._wire.decoded(await self._wire.get("/batches", params=params), _LIST)
+        return [_seen(batch) for batch in page.data], page.has_more
 
     async def aclose(self) -> None:
         await self._wire.close()

@@ -6,10 +6,12 @@ from typing import Any
 import msgspec
 
 from prefect_llm_tiers.core.batches import BatchCounts, ProviderBatch, ProviderBatchStatus
+from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.providers.decoding import as_text, decode_any, token_count
+from prefect_llm_tiers.providers.lines import LineForm
 from prefect_llm_tiers.providers.meanings import clean_code
 
-__all__ = ["METADATA_NAME", "BatchPage", "BatchReply", "provider_batch"]
+__all__ = ["METADATA_NAME", "BatchPage", "BatchReply", "line_form", "provider_batch"]
 
 METADATA_NAME = "llm_tiers_token"
 """The pair of a batch's metadata that carries its token."""
@@ -27,6 +29,7 @@ class BatchReply(msgspec.Struct):
     failed_at: Any = None
     expired_at: Any = None
     cancelled_at: Any = None
+    input_file_id: Any = None
     output_file_id: str | None = None
     error_file_id: str | None = None
     request_counts: msgspec.Raw = _NULL
@@ -48,6 +51,12 @@ _STATUSES = {
     "expired": ProviderBatchStatus.EXPIRED,
     "cancelled": ProviderBatchStatus.CANCELLED,
 }
+
+
+def line_form(endpoint: Endpoint) -> LineForm:
+    """Return the form of a batch's lines, each of which says what to post where."""
+    url = endpoint.value.encode()
+    return LineForm(b'{"custom_id":"', b'","method":"POST","url":"' + url + b'","body":', b"}\n")
 
 
 def provider_batch(batch: BatchReply) -> ProviderBatch:
@@ -76,6 +85,7 @@ def provider_batch(batch: BatchReply) -> ProviderBatch:
         created_at=_instant(batch.created_at),
         ended_at=next((_instant(at) for at in ended if isinstance(at, int | float) and status.ended), None),
         token=as_text(metadata.get(METADATA_NAME)) if isinstance(metadata, dict) else None,
+        input_file_id=as_text(batch.input_file_id),
         error_codes=tuple(dict.fromkeys(code for code in codes if code)),
         results_ready=status.ended and (counts.completed == 0 or bool(batch.output_file_id)),
     )

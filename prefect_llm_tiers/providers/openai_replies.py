@@ -9,15 +9,13 @@ from typing import Any, assert_never
 import msgspec
 
 from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind, Usage
-from prefect_llm_tiers.core.ports import ResultLine
-from prefect_llm_tiers.core.requests import Endpoint, split_custom_id
+from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.providers.decoding import as_text, decode, token_count
-from prefect_llm_tiers.providers.meanings import POLICY_CODES, clean_code, meaning_of
+from prefect_llm_tiers.providers.meanings import POLICY_CODES, clean_code
+from prefect_llm_tiers.providers.raw_replies import embedding_text, raw_text
 
-__all__ = ["read_line", "read_reply"]
-
-_NULL = msgspec.Raw(b"null")
+__all__ = ["read_reply"]
 
 _TRANSIENT = frozenset({"server_error", "rate_limit_exceeded", "vector_store_timeout"})
 """Codes of a response that failed for no fault of the request."""
@@ -87,22 +85,6 @@ _COMPLETION = msgspec.json.Decoder(_Completion)
 _BILL = msgspec.json.Decoder(_Bill)
 
 
-class _LineReply(msgspec.Struct):
-    status_code: Any = None
-    request_id: Any = None
-    body: msgspec.Raw = _NULL
-
-
-class _Line(msgspec.Struct):
-    custom_id: Any = None
-    response: msgspec.Raw = _NULL
-    error: Any = None
-
-
-_LINE = msgspec.json.Decoder(_Line)
-_LINE_REPLY = msgspec.json.Decoder(_LineReply)
-
-
 class _Verdict(msgspec.Struct, frozen=True, gc=False):
     """What a reply means for the row, apart from its price."""
 
@@ -127,7 +109,7 @@ def read_reply(
     RETRY is what cannot be read, and what failed for no fault of the request.
     """
     bill = decode(body, _BILL)
-    usage = _usage(bill.usage) if bill is not None else None
+    usage = _usage(bill.usage, endpoint) if bill is not None else None
     verdict = _verdict(endpoint, body)
     # Whatever else the reply says: tokens that were counted are on the invoice.
     billing = Billing.BILLED if usage is not None and usage != Usage() else verdict.billing
@@ -152,10 +134,40 @@ def _verdict(endpoint: Endpoint, body: bytes | msgspec.Raw) -> _Verdict:
         case Endpoint.CHAT_COMPLETIONS:
             completion = decode(body, _COMPLETION)
             return _UNREADABLE if completion is None else _completion_verdict(completion)
+        case Endpoint.EMBEDDINGS:
+            return _whole(embedding_text(body))
+        case Endpoint.VIDEOS:
+            return _job_verdict(body)
+        case Endpoint.COMPLETIONS | Endpoint.IMAGES | Endpoint.IMAGE_EDITS:
+            return _whole(raw_text(endpoint, body))
+        case Endpoint.MODERATIONS:
+            # Free of charge, whatever it says.
+            return msgspec.structs.replace(_whole(raw_text(endpoint, body)), billing=Billing.UNBILLED)
         case Endpoint.MESSAGES:
             raise ValueError(f"{endpoint} is no endpoint of the OpenAI dialect.")
         case _:
             assert_never(endpoint)
+
+
+def _whole(text: str | None) -> _Verdict:
+    return _UNREADABLE if text is None else _Verdict(OutcomeKind.ANSWER, None, text)
+
+
+def _job_verdict(body: bytes | msgspec.Raw) -> _Verdict:
+    """Return the verdict on a reply that is a job, as a video is: it may have failed after it was taken."""
+    job = decode(body, _RESPONSE)
+    if job is not None and job.status == "failed":
+        return _failed(job)
+    return _whole(raw_text(Endpoint.VIDEOS, body))
+
+
+def _failed(job: _Response) -> _Verdict:
+    code = clean_code(job.error.code) if job.error is not None else None
+    if code in _TRANSIENT:
+        return _Verdict(OutcomeKind.RETRY, code, billing=Billing.UNBILLED)
+    if code in POLICY_CODES:
+        return _Verdict(OutcomeKind.REFUSAL, code, billing=Billing.UNBILLED)
+    return _Verdict(OutcomeKind.FAILURE, code or "failed", billing=Billing.UNBILLED)
 
 
 def _response_verdict(response: _Response) -> _Verdict:
@@ -170,12 +182,7 @@ def _response_verdict(response: _Response) -> _Verdict:
     refusal = "".join(part.refusal or "" for part in parts if part.type == "refusal") or None
     match response.status:
         case "failed":
-            code = clean_code(response.error.code) if response.error is not None else None
-            if code in _TRANSIENT:
-                return _Verdict(OutcomeKind.RETRY, code, billing=Billing.UNBILLED)
-            if code in POLICY_CODES:
-                return _Verdict(OutcomeKind.REFUSAL, code, billing=Billing.UNBILLED)
-            return _Verdict(OutcomeKind.FAILURE, code or "failed", billing=Billing.UNBILLED)
+            return _failed(response)
         case "incomplete":
             cause = clean_code(response.incomplete_details.reason) if response.incomplete_details else None
             return _cut(cause, text)
@@ -232,16 +239,19 @@ def _tier(named: object, asked: Tier) -> Tier | None:
     return tier
 
 
-def _usage(usage: object) -> Usage | None:
-    """Return the tokens of a call; None where they are missing or cannot be true.
+def _usage(usage: object, endpoint: Endpoint) -> Usage | None:
+    """Return the tokens of a call; None where they are missing or cannot be true, or have a price of their own.
 
-    OpenAI's input includes what was cached and what was written to the cache, as ours does.
+    OpenAI's input includes what was cached and what was written to the cache, as ours does. Sound, and images that
+    are counted apart, cost more than text: in the place of a `Usage` of text they would be priced wrongly.
     """
     if not isinstance(usage, dict):
         return None
     chat = "prompt_tokens" in usage
     names = ("prompt_tokens", "completion_tokens") if chat else ("input_tokens", "output_tokens")
-    if any(usage.get(name) is None for name in names):
+    # An embedding puts nothing out.
+    needed = names[:1] if endpoint is Endpoint.EMBEDDINGS else names
+    if any(usage.get(name) is None for name in needed):
         return None
     into = usage.get(f"{names[0]}_details")
     out = usage.get(f"{names[1]}_details")
@@ -254,53 +264,14 @@ def _usage(usage: object) -> Usage | None:
             output_tokens=token_count(usage, names[1]),
             reasoning_tokens=token_count(out, "reasoning_tokens"),
         )
+        apart = token_count(into, "audio_tokens") + token_count(out, "audio_tokens")
+        if endpoint in _IMAGE_ENDPOINTS:
+            # What an image endpoint puts out has the one price for output.
+            apart += token_count(into, "image_tokens")
     except ValueError:
         return None
     parts_fit = tokens.cached_input_tokens + tokens.cache_write_tokens <= tokens.input_tokens
-    return tokens if parts_fit and tokens.reasoning_tokens <= tokens.output_tokens else None
+    return tokens if parts_fit and tokens.reasoning_tokens <= tokens.output_tokens and not apart else None
 
 
-def read_line(line: bytes | None, *, endpoint: Endpoint) -> ResultLine:
-    """Return what one line of an output or error file says, whatever its bytes.
-
-    A line that cannot be read has neither id nor outcome. One whose custom_id is not of this package's
-    making has the id alone: there is no key to give its outcome.
-
-    Args:
-        line: The line without its end; None for one too long to be read.
-        endpoint: The endpoint that the batch asked.
-    """
-    read = decode(line, _LINE) if line is not None else None
-    custom_id = as_text(read.custom_id) if read is not None else None
-    ours = split_custom_id(custom_id) if custom_id is not None else None
-    if read is None or ours is None:
-        return ResultLine(custom_id=custom_id, outcome=None)
-    return ResultLine(custom_id=custom_id, outcome=_line_outcome(read, key=ours[0], endpoint=endpoint))
-
-
-def _line_outcome(line: _Line, *, key: str, endpoint: Endpoint) -> Outcome:
-    reply = decode(line.response, _LINE_REPLY)
-    status = reply.status_code if reply is not None else None
-    if reply is None or not isinstance(status, int) or isinstance(status, bool):
-        code = clean_code(line.error.get("code")) if isinstance(line.error, dict) else None
-        # Without a reply nothing was done: the batch expired or was cancelled before this row's turn.
-        billing = Billing.UNBILLED if code is not None else Billing.UNKNOWN
-        return Outcome(key=key, kind=OutcomeKind.RETRY, reason=code or "no_reply", billing=billing)
-    request_id = as_text(reply.request_id)
-    if 200 <= status <= 299:
-        return read_reply(endpoint, reply.body, key=key, asked=Tier.BATCH, request_id=request_id)
-    if not 300 <= status <= 599:
-        # Lines with status 0 have been seen beside counts that call every row completed.
-        return Outcome(
-            key=key,
-            kind=OutcomeKind.RETRY,
-            reason="no_status",
-            billing=Billing.UNKNOWN,
-            provider_request_id=request_id,
-        )
-    meaning = meaning_of(status, {}, bytes(reply.body))
-    if meaning.kind not in ("rejected", "auth"):
-        kind = OutcomeKind.RETRY
-    else:
-        kind = OutcomeKind.REFUSAL if meaning.reason in POLICY_CODES else OutcomeKind.FAILURE
-    return Outcome(key=key, kind=kind, reason=meaning.reason, provider_request_id=request_id)
+_IMAGE_ENDPOINTS = frozenset({Endpoint.IMAGES, Endpoint.IMAGE_EDITS})

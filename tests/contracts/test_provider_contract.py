@@ -1,7 +1,9 @@
 """The laws of the provider port, held by each dialect through its real SDK against the simulator."""
 
 import asyncio
+import base64
 import pickle
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeVar
@@ -58,6 +60,8 @@ SIDES = (
     Side(Dialect.OPENAI, Endpoint.CHAT_COMPLETIONS, "gpt-5.6-sol"),
     Side(Dialect.ANTHROPIC, Endpoint.MESSAGES, "claude-haiku-5-5"),
 )
+
+OPENAI = SIDES[0]
 
 both = pytest.mark.parametrize("side", SIDES, ids=lambda side: f"{side.dialect}{side.endpoint}")
 
@@ -592,6 +596,133 @@ def test_a_batch_that_is_not_there_is_no_model_that_is_not_there(side: Side) -> 
     failed, _ = in_world(side, main)
     assert failed.meaning.kind == "rejected"
     assert not failed.meaning.maybe_billed
+
+
+def test_a_batch_tells_the_file_it_was_made_from() -> None:
+    """Where there are files, whoever looks for a batch that nobody confirmed can know it by its file."""
+
+    async def main(provider: Provider, clock: SimulatedClock) -> tuple[str | None, list[str | None]]:
+        where = {"model": OPENAI.model, "endpoint": OPENAI.endpoint, "token": TOKEN}
+        requests = questions(OPENAI, 2)
+        file_id = await provider.upload(lines_of(requests), expires_after=timedelta(days=7), **where)  # type: ignore[arg-type]
+        await provider.create_batch(input_file_id=file_id, lines=lines_of(requests), timeout_s=60.0, **where)  # type: ignore[arg-type]
+        return file_id, [batch.input_file_id async for batch in provider.list_batches(since=START)]
+
+    (file_id, listed), _ = in_world(OPENAI, main)
+    assert file_id is not None
+    assert listed == [file_id]
+
+
+# Endpoints whose answer is the reply itself
+
+
+OTHERS = (
+    (Side(Dialect.OPENAI, Endpoint.EMBEDDINGS, "text-embedding-3-small"), "A document."),
+    (Side(Dialect.OPENAI, Endpoint.EMBEDDINGS, "text-embedding-3-small"), {"input": ["One.", "Two."]}),
+    (
+        Side(Dialect.OPENAI, Endpoint.EMBEDDINGS, "text-embedding-3-small"),
+        {"input": ["One.", "Two."], "encoding_format": "float"},
+    ),
+    (Side(Dialect.OPENAI, Endpoint.COMPLETIONS, "gpt-3.5-turbo-instruct"), {"prompt": "Once", "max_tokens": 40}),
+    (Side(Dialect.OPENAI, Endpoint.MODERATIONS, "omni-moderation-latest"), {"input": ["One.", "Two."]}),
+    (Side(Dialect.OPENAI, Endpoint.IMAGES, "gpt-image-2.5-flare"), {"prompt": "A pager.", "quality": "low"}),
+    (
+        Side(Dialect.OPENAI, Endpoint.IMAGE_EDITS, "gpt-image-2.5-flare"),
+        {"prompt": "A pager.", "images": [{"file_id": "file-1"}]},
+    ),
+    (Side(Dialect.OPENAI, Endpoint.VIDEOS, "sora-2"), {"prompt": SECRET, "seconds": "4"}),
+)
+
+others = pytest.mark.parametrize(
+    ("side", "prompt"), OTHERS, ids=[f"{side.endpoint}-{number}" for number, (side, _) in enumerate(OTHERS)]
+)
+
+
+def asked(side: Side, prompt: Any) -> Request:
+    """Return a request for what a prompt function returned."""
+    body = canonical_json(build_body(side.endpoint, prompt, model=side.model))
+    return Request(key=request_key(account="org", endpoint=side.endpoint, body=body), body=body)
+
+
+def check_raw(side: Side, prompt: Any, outcome: Outcome, tier: Tier) -> None:
+    """Hold an outcome to what its endpoint promises."""
+    assert outcome.kind is OutcomeKind.ANSWER
+    assert outcome.text is not None
+    free = side.endpoint is Endpoint.MODERATIONS
+    assert outcome.billing is (Billing.UNBILLED if free else Billing.BILLED)
+    assert outcome.tier_served is (None if free else tier)
+    assert SECRET not in outcome.text
+    if side.endpoint is Endpoint.EMBEDDINGS:
+        inputs = prompt["input"] if isinstance(prompt, dict) else [prompt]
+        texts = [outcome.text] if len(inputs) == 1 else msgspec.json.decode(outcome.text)
+        vectors = [struct.unpack("<1536f", base64.b64decode(text)) for text in texts]
+        assert len(vectors) == len(inputs)
+        assert all(abs(sum(x * x for x in vector) - 1) < 0.01 for vector in vectors)
+        assert outcome.usage is not None
+        assert outcome.usage.input_tokens > 0 == outcome.usage.output_tokens
+    else:
+        body = msgspec.json.decode(outcome.text)
+        assert isinstance(body, dict)
+        assert "\n" not in outcome.text
+        assert ": " not in outcome.text.split('"text"')[0]
+
+
+@others
+def test_a_raw_endpoint_is_asked_in_a_batch(side: Side, prompt: Any) -> None:
+    """The reply is the answer, in the batch tier, with the tokens that it names."""
+    request = asked(side, prompt)
+
+    async def main(provider: Provider, clock: SimulatedClock) -> dict[str, Outcome]:
+        assert Tier.BATCH in provider.capabilities(side.model, side.endpoint).tiers
+        batch = await submitted(provider, side, [request])
+        await until_ended(provider, clock, batch.id)
+        return await harvested(provider, side, batch.id)
+
+    found, _ = in_world(side, main)
+    check_raw(side, prompt, found[request.key], Tier.BATCH)
+
+
+@others
+def test_a_raw_endpoint_is_asked_live_where_there_is_such(side: Side, prompt: Any) -> None:
+    """Live the body goes as it is, without a tier; where nothing answers live, nothing is sent."""
+    request = asked(side, prompt)
+    fronts: list[Front] = []
+
+    def front(app: ASGIApp) -> Front:
+        fronts.append(Front(app))
+        return fronts[-1]
+
+    async def main(provider: Provider, clock: SimulatedClock) -> Outcome | None:
+        tiers = provider.capabilities(side.model, side.endpoint).tiers
+        for tier in LIVE_TIERS:
+            if tier not in tiers:
+                with pytest.raises(CallFailed) as caught:
+                    await provider.call(request, endpoint=side.endpoint, tier=tier, timeout_s=600.0)
+                assert caught.value.meaning.kind == "tier_unsupported"
+                assert not caught.value.meaning.maybe_billed
+        assert not fronts[0].arrived
+        if Tier.STANDARD not in tiers:
+            return None
+        return await provider.call(request, endpoint=side.endpoint, tier=Tier.STANDARD, timeout_s=600.0)
+
+    outcome, _ = in_world(side, main, front=front)
+    if outcome is None:
+        assert side.endpoint in (Endpoint.IMAGE_EDITS, Endpoint.VIDEOS)
+    else:
+        assert fronts[0].bodies == [request.body]
+        check_raw(side, prompt, outcome, Tier.STANDARD)
+
+
+def test_a_batch_of_embeddings_counts_inputs() -> None:
+    """Embeddings have a limit of their own: inputs, of which a request may have many."""
+
+    async def main(provider: Provider, clock: SimulatedClock) -> list[int | None]:
+        sides = (OTHERS[0][0], OPENAI)
+        limits = [provider.capabilities(side.model, side.endpoint).batch for side in sides]
+        return [limit.inputs if limit is not None else None for limit in limits]
+
+    found, _ = in_world(OPENAI, main)
+    assert found == [50_000, None]
 
 
 # Account, key and model

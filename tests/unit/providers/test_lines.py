@@ -14,8 +14,11 @@ from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind, Usage
 from prefect_llm_tiers.core.ports import BatchLine, ResultLine
 from prefect_llm_tiers.core.requests import Endpoint, custom_id
 from prefect_llm_tiers.core.tiers import Tier
-from prefect_llm_tiers.providers import anthropic_replies, lines, openai_replies
-from prefect_llm_tiers.providers.lines import chunks, split_lines, spooled
+from prefect_llm_tiers.providers import incoming
+from prefect_llm_tiers.providers.anthropic_lines import read_anthropic_lines
+from prefect_llm_tiers.providers.incoming import line_blocks, trimmed
+from prefect_llm_tiers.providers.lines import LineForm, chunks, spooled
+from prefect_llm_tiers.providers.openai_lines import read_openai_lines
 
 KEY = "k" * 43
 ID = custom_id(KEY, "t" * 20)
@@ -26,18 +29,29 @@ async def _pieces(text: bytes, size: int) -> AsyncIterator[bytes]:
         yield text[start : start + size]
 
 
-def split(text: bytes, size: int = 7) -> list[bytes | None]:
+def split(text: bytes, size: int = 7) -> list[bytes]:
     """Return the lines of a text that comes in pieces of `size` bytes."""
 
-    async def main() -> list[bytes | None]:
-        return [line async for line in split_lines(_pieces(text, size))]
+    async def main() -> list[bytes]:
+        return [
+            line
+            async for block in line_blocks(_pieces(text, size))
+            for line in bytes(block).removesuffix(b"\n").split(b"\n")
+        ]
 
     return asyncio.run(main())
 
 
-def openai_line(line: bytes | None) -> ResultLine:
+def openai_line(line: bytes) -> ResultLine:
     """Read a line of OpenAI's."""
-    return openai_replies.read_line(line, endpoint=Endpoint.RESPONSES)
+    (found,) = read_openai_lines(line, endpoint=Endpoint.RESPONSES)
+    return found
+
+
+def anthropic_line(line: bytes) -> ResultLine:
+    """Read a line of Anthropic's."""
+    (found,) = read_anthropic_lines(line)
+    return found
 
 
 def openai_body(text: str = "yes", **more: Any) -> dict[str, Any]:
@@ -84,20 +98,17 @@ def test_a_line_ends_at_a_line_feed_alone(texts: list[str], end: bytes, size: in
     """However the bytes are cut, the lines come whole, blank ones and byte order marks aside."""
     encoded = [text.encode() for text in texts]
     text = (b"\xef\xbb\xbf" if mark else b"") + end.join(encoded) + (end if last else b"")
-    assert split(text, size) == encoded
+    assert [line for line in map(trimmed, split(text, size)) if line] == encoded
 
 
-def test_a_line_beyond_all_bounds_is_one_broken_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that would fill the memory is dropped, and those around it are read."""
-    monkeypatch.setattr(lines, "MAX_LINE_BYTES", 20)
-    assert split(b"one\n" + b"x" * 21 + b"\ntwo\n" + b"y" * 20 + b"\n" + b"z" * 500) == [
-        b"one",
-        None,
-        b"two",
-        b"y" * 20,
-        None,
-    ]
-    assert openai_line(None) == anthropic_replies.read_line(None) == ResultLine(custom_id=None, outcome=None)
+@pytest.mark.parametrize("size", [1, 7, 19, 20, 21, 1000])
+def test_of_a_line_beyond_all_bounds_the_beginning_comes(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that would fill the memory is cut, and those around it are read."""
+    monkeypatch.setattr(incoming, "MAX_LINE_BYTES", 20)
+    monkeypatch.setattr(incoming, "_SLICE_BYTES", 8)
+    monkeypatch.setattr(incoming, "_HEAD_BYTES", 5)
+    found = split(b"one\n" + b"x" * 21 + b"\ntwo\n" + b"y" * 20 + b"\n" + b"z" * 500, size)
+    assert found == [b"one", b"x" * 5, b"two", b"y" * 20, b"z" * 5]
 
 
 @given(bodies=st.lists(st.binary(min_size=1, max_size=30), max_size=5))
@@ -106,10 +117,10 @@ def test_lines_are_spooled_as_they_are(bodies: list[bytes]) -> None:
 
     async def outgoing() -> AsyncIterator[BatchLine]:
         for body in bodies:
-            yield BatchLine(custom_id="x", body=body)
+            yield BatchLine(custom_id="", body=body)
 
     async def main() -> bytes:
-        with await spooled(outgoing(), lambda line: line.body, head=b"[", between=b",", tail=b"]") as file:
+        with await spooled(outgoing(), LineForm(b"", b"", b""), head=b"[", between=b",", tail=b"]") as file:
             return b"".join([chunk async for chunk in chunks(file)])
 
     assert asyncio.run(main()) == b"[" + b",".join(bodies) + b"]"
@@ -136,14 +147,11 @@ PIECES = st.sampled_from(
 
 @given(text=st.lists(st.binary(max_size=20) | PIECES, max_size=6).map(b"\n".join))
 def test_no_bytes_break_a_parser(text: bytes) -> None:
-    """Whatever comes, each line that is not blank yields exactly one result line."""
-    found = split(text, 50)
-    for read in (openai_line, anthropic_replies.read_line):
-        assert all(isinstance(read(line), ResultLine) for line in found)
-    blank = [
-        line for line in text.split(b"\n") if not line.strip(b" \t\r").removeprefix(b"\xef\xbb\xbf").strip(b" \t\r")
-    ]
-    assert len(found) == len(text.split(b"\n")) - len(blank)
+    """Whatever comes, each line that is not blank is told of, and a blank one is not."""
+    for line in split(text, 50):
+        for found in (read_openai_lines(line, endpoint=Endpoint.RESPONSES), read_anthropic_lines(line)):
+            assert bool(found) == bool(trimmed(line))
+            assert all(isinstance(read, ResultLine) for read in found)
 
 
 ODD: st.SearchStrategy[Any] = st.recursive(
@@ -164,7 +172,7 @@ def test_no_odd_value_anywhere_breaks_a_parser(data: st.DataObject) -> None:
         "usage": {"input_tokens": 1, "output_tokens": 1, "service_tier": "batch"},
     }
     full_anthropic = json.loads(anthropic_text(type="succeeded", message=message))
-    for line, read in ((full_openai, openai_line), (full_anthropic, anthropic_replies.read_line)):
+    for line, read in ((full_openai, openai_line), (full_anthropic, anthropic_line)):
         places = list(_places(line))
         holder, name = data.draw(st.sampled_from([place for place in places if place[1] != "custom_id"]))
         holder[name] = data.draw(ODD)
@@ -190,7 +198,10 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     [
         (openai_text(), OutcomeKind.ANSWER, None, Billing.BILLED),
         (openai_text(0), OutcomeKind.RETRY, "no_status", Billing.UNKNOWN),
-        (openai_text("200"), OutcomeKind.RETRY, "no_reply", Billing.UNKNOWN),
+        (openai_text("200"), OutcomeKind.ANSWER, None, Billing.BILLED),
+        (openai_text(200.0), OutcomeKind.ANSWER, None, Billing.BILLED),
+        (openai_text("two hundred"), OutcomeKind.RETRY, "no_reply", Billing.UNKNOWN),
+        (openai_text(True), OutcomeKind.RETRY, "no_reply", Billing.UNKNOWN),
         (
             openai_text(429, {"error": {"code": "rate_limit_exceeded"}}),
             OutcomeKind.RETRY,
@@ -280,7 +291,7 @@ def test_each_openai_line_has_its_outcome(line: bytes, kind: OutcomeKind, reason
 )
 def test_each_anthropic_line_has_its_outcome(line: bytes, kind: OutcomeKind, reason: str, billing: Billing) -> None:
     """The type of the line decides; only what succeeded is billed."""
-    outcome = outcome_of(anthropic_replies.read_line(line))
+    outcome = outcome_of(anthropic_line(line))
     assert (outcome.kind, outcome.reason, outcome.billing) == (kind, reason, billing)
 
 
@@ -302,4 +313,170 @@ def test_a_stranger_has_an_id_and_no_outcome() -> None:
     line = openai_text().replace(ID.encode(), b"request-7")
     assert openai_line(line) == ResultLine(custom_id="request-7", outcome=None)
     line = anthropic_text(type="expired").replace(ID.encode(), b"request-7")
-    assert anthropic_replies.read_line(line) == ResultLine(custom_id="request-7", outcome=None)
+    assert anthropic_line(line) == ResultLine(custom_id="request-7", outcome=None)
+
+
+# Lines that are broken in part
+
+
+OTHER_ID = custom_id("o" * 43, "t" * 20)
+CUT = openai_text()[:150]
+ANTHROPIC_ANSWER = anthropic_text(
+    type="succeeded",
+    message={"content": [{"type": "text", "text": "yes"}], "usage": {"input_tokens": 3, "output_tokens": 1}},
+)
+
+
+def kinds(found: list[ResultLine]) -> list[tuple[str | None, OutcomeKind | None, str | None]]:
+    """Return what lines say in short."""
+    return [
+        (line.custom_id, line.outcome.kind if line.outcome else None, line.outcome.reason if line.outcome else None)
+        for line in found
+    ]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        CUT,
+        openai_text()[:-1],
+        b'{"id":"x","custom_id": "' + ID.encode() + b'"',
+        b'{"custom_id":"' + ID.encode() + b'","deep":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"custom_id":"' + ID.encode() + b'","result":<html>}',
+        b'\xef\xbb\xbf{"custom_id":"' + ID.encode() + b'",\xff\xff}',
+    ],
+)
+def test_a_broken_line_keeps_its_id(broken: bytes) -> None:
+    """Of a line that breaks off behind its id the row is known: it is sent again, and may have been billed."""
+    for line in (openai_line(broken), anthropic_line(broken)):
+        outcome = outcome_of(line)
+        assert (outcome.kind, outcome.reason, outcome.billing) == (OutcomeKind.RETRY, "broken_line", Billing.UNKNOWN)
+
+
+def test_lines_that_lost_the_feed_between_them_are_both_read() -> None:
+    """Two lines in one, or the rest of one and the next, give what each of them says."""
+    other = openai_text().replace(ID.encode(), OTHER_ID.encode())
+    answer, broken = OutcomeKind.ANSWER, OutcomeKind.RETRY
+    for between in (b"", b" ", b"\xef\xbb\xbf"):
+        found = read_openai_lines(openai_text() + between + other, endpoint=Endpoint.RESPONSES)
+        assert kinds(found) == [(ID, answer, None), (OTHER_ID, answer, None)]
+    found = read_openai_lines(CUT + other, endpoint=Endpoint.RESPONSES)
+    assert kinds(found) == [(ID, broken, "broken_line"), (OTHER_ID, answer, None)]
+    found = read_openai_lines(other + CUT, endpoint=Endpoint.RESPONSES)
+    assert kinds(found) == [(OTHER_ID, answer, None), (ID, broken, "broken_line")]
+    found = read_anthropic_lines(ANTHROPIC_ANSWER + anthropic_text(type="expired"))
+    assert kinds(found) == [(ID, answer, None), (ID, broken, "batch_expired")]
+
+
+@pytest.mark.parametrize(
+    "text", ['an "id": \\"custom_id\\":\\"x\\"', '{"custom_id":"' + OTHER_ID + '"}', "a\u2028b\u2029c"]
+)
+def test_an_answer_cannot_pass_for_a_line(text: str) -> None:
+    """An answer that looks like a line, or that holds what other tools take for line ends, is one answer."""
+    line = openai_text(body=openai_body(text))
+    assert outcome_of(openai_line(line)).text == text
+    assert outcome_of(openai_line(line.replace(b'"status"', b'"\xff":NaN,"status"'))).text == text
+    cut = openai_line(line[:-1])
+    assert (cut.custom_id, outcome_of(cut).kind) == (ID, OutcomeKind.RETRY)
+
+
+USAGES: tuple[Any, ...] = (
+    {"input_tokens": -3, "output_tokens": 1},
+    {"input_tokens": 3, "output_tokens": 1e30},
+    {"input_tokens": 3, "output_tokens": 1.5},
+    {"input_tokens": "3", "output_tokens": 1},
+    {"input_tokens": True, "output_tokens": 1},
+    {"input_tokens": 10**30, "output_tokens": 1},
+    {"input_tokens": 3},
+    {"input_tokens": None, "output_tokens": 1},
+    {},
+    [],
+    "many",
+    7,
+    None,
+)
+
+
+@pytest.mark.parametrize("usage", USAGES, ids=repr)
+def test_a_usage_that_cannot_be_believed_is_unknown(usage: Any) -> None:
+    """The answer stands, and nobody puts a price on it."""
+    message = {"content": [{"type": "text", "text": "yes"}], "stop_reason": "end_turn", "usage": usage}
+    texts = (json.dumps({"type": "succeeded", "message": message}), json.dumps(openai_body(usage=usage)))
+    anthropic = f'{{"custom_id":"{ID}","result":{texts[0]}}}'
+    openai = f'{{"custom_id":"{ID}","response":{{"status_code":200,"body":{texts[1]}}}}}'
+    for line in (anthropic_line(anthropic.encode()), openai_line(openai.encode())):
+        outcome = outcome_of(line)
+        assert (outcome.kind, outcome.text, outcome.billing) == (OutcomeKind.ANSWER, "yes", Billing.BILLED)
+        assert outcome.usage is None
+
+
+def test_a_number_without_end_does_not_cost_the_answer() -> None:
+    """A usage of five thousand digits is unknown like any other that nobody believes."""
+    line = openai_text().replace(b'"input_tokens":3', b'"input_tokens":' + b"3" * 5000)
+    outcome = outcome_of(openai_line(line))
+    assert (outcome.kind, outcome.text, outcome.usage) == (OutcomeKind.ANSWER, "yes", None)
+
+
+PLAIN_VALUES = st.none() | st.sampled_from(
+    [
+        0,
+        1,
+        5,
+        -1,
+        "completed",
+        "incomplete",
+        "message",
+        "reasoning",
+        "output_text",
+        "text",
+        "stop",
+        "length",
+        "",
+        "a",
+        [],
+    ]
+)
+
+
+@given(data=st.data())
+def test_the_fast_way_says_what_the_patient_way_says(data: st.DataObject) -> None:
+    """A line read with others, in one typed pass, has the outcome that it has when each field is looked at."""
+    usage = {
+        "input_tokens": 9,
+        "output_tokens": 5,
+        "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 1, "audio_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": 3},
+    }
+    chat = {
+        "choices": [{"message": {"content": "yes", "refusal": None}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": 9,
+            "completion_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 2, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 3, "audio_tokens": 0},
+        },
+    }
+    thought: dict[str, Any] = {"type": "reasoning", "content": None, "summary": []}
+    response = openai_body(usage=usage, service_tier="default", error=None)
+    response["output"] = data.draw(st.sampled_from([[], [thought]])) + response["output"]
+    message = {
+        "id": "msg",
+        "content": [{"type": "text", "text": "yes"}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 1, "output_tokens": 1, "cache_read_input_tokens": 2, "service_tier": "batch"},
+    }
+    reads: list[tuple[bytes, Any]] = [
+        (openai_text(body=response), lambda text: read_openai_lines(text, endpoint=Endpoint.RESPONSES)),
+        (openai_text(body=chat), lambda text: read_openai_lines(text, endpoint=Endpoint.CHAT_COMPLETIONS)),
+        (anthropic_text(type="succeeded", message=message), read_anthropic_lines),
+    ]
+    for text, read in reads:
+        line = json.loads(text)
+        places = [place for place in _places(line) if place[1] != "custom_id"]
+        for _ in range(data.draw(st.integers(0, 2))):
+            holder, name = data.draw(st.sampled_from(places))
+            holder[name] = data.draw(PLAIN_VALUES)
+        encoded = orjson.dumps(line)
+        # A byte that no JSON has, in a field that nobody reads, sends the line the patient way.
+        patient = encoded.replace(b"{", b'{"\xff":NaN,', 1)
+        assert read(encoded + b"\n" + encoded) == read(patient) * 2

@@ -218,3 +218,31 @@ def test_what_is_no_code_is_not_repeated(text: object) -> None:
     assert clean_code(text) is None
     body = orjson.dumps({"error": {"code": text, "message": "x"}})
     assert meaning_of(400, {}, body).reason == "http_400"
+
+
+@pytest.mark.parametrize(
+    ("param", "reason"),
+    [
+        ("temperature", "unsupported_parameter: temperature"),
+        ("text.format.schema", "unsupported_parameter: text.format.schema"),
+        ("the marmalade ledger", "unsupported_parameter"),
+        ("sk-a-key", "unsupported_parameter"),
+        ("messages[0].content", "unsupported_parameter"),
+        ("x" * 65, "unsupported_parameter"),
+        ("", "unsupported_parameter"),
+        (None, "unsupported_parameter"),
+        (["temperature"], "unsupported_parameter"),
+    ],
+)
+def test_a_rejection_names_the_parameter_if_that_is_a_name(param: Any, reason: str) -> None:
+    """A plain identifier says what to correct; anything else may be text that nobody may see."""
+    body = orjson.dumps({"error": {"message": "secret", "code": "unsupported_parameter", "param": param}})
+    assert meaning_of(400, {}, body).reason == reason
+
+
+def test_a_policy_and_a_missing_model_are_known_by_their_code_alone() -> None:
+    """What is compared with a code is left as one."""
+    policy = orjson.dumps({"error": {"code": "invalid_prompt", "param": "input"}})
+    assert meaning_of(400, {}, policy).reason == "invalid_prompt"
+    model = orjson.dumps({"error": {"code": "model_not_found", "param": "model"}})
+    assert meaning_of(404, {}, model).reason == "model_not_found"

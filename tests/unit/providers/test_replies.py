@@ -1,5 +1,7 @@
 """Live replies into outcomes, and looks at a batch."""
 
+import base64
+import struct
 from datetime import UTC, datetime
 from typing import Any
 
@@ -403,3 +405,95 @@ def test_how_an_anthropic_batch_ended_is_in_its_counts(counts: Any, status: Prov
     assert seen.created_at == datetime(2026, 11, 20, 21, 0, 0, 500_000, tzinfo=UTC)
     assert not seen.results_ready
     assert anthropic_batch(request_counts=counts, results_url="https://x").results_ready
+
+
+# Endpoints whose answer is the reply itself
+
+
+def raw(endpoint: Endpoint, **body: Any) -> Outcome:
+    """Read a reply of an endpoint."""
+    return read_reply(
+        endpoint, orjson.dumps(body, option=orjson.OPT_INDENT_2), key="k", asked=Tier.BATCH, request_id=None
+    )
+
+
+FLOATS = [0.5, -1.0]
+PACKED = base64.b64encode(struct.pack("<2f", *FLOATS)).decode()
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        ([{"index": 0, "embedding": PACKED}], PACKED),
+        ([{"index": 0, "embedding": FLOATS}], PACKED),
+        ([{"embedding": PACKED}], PACKED),
+        ([{"index": 1, "embedding": "AACAPw=="}, {"index": 0, "embedding": PACKED}], f'["{PACKED}","AACAPw=="]'),
+        ([{"index": 7, "embedding": PACKED}, {"index": 7, "embedding": FLOATS}], f'["{PACKED}","{PACKED}"]'),
+        ([], None),
+        ([{"index": 0, "embedding": ""}], None),
+        ([{"index": 0, "embedding": []}], None),
+        ([{"index": 0, "embedding": "AAA="}], None),
+        ([{"index": 0, "embedding": "no base64"}], None),
+        ([{"index": 0, "embedding": [1e300]}], None),
+        ([{"index": 0, "embedding": [None]}], None),
+        ([{"index": 0}], None),
+        (None, None),
+    ],
+)
+def test_an_embedding_is_base64_whichever_way_it_came(data: Any, text: str | None) -> None:
+    """One input gives one text, several a list in their order; what is no vector is no answer, and was billed."""
+    outcome = raw(Endpoint.EMBEDDINGS, data=data, usage={"prompt_tokens": 8, "total_tokens": 8})
+    assert outcome.text == text
+    assert outcome.kind is (RETRY if text is None else ANSWER)
+    assert outcome.billing is BILLED
+    assert outcome.usage == Usage(input_tokens=8)
+    assert outcome.tier_served is Tier.BATCH
+
+
+def test_a_moderation_is_free() -> None:
+    """It has no usage and no bill, and is no row that waits for a price."""
+    outcome = raw(Endpoint.MODERATIONS, id="modr-1", results=[{"flagged": False}])
+    assert outcome.text == '{"id":"modr-1","results":[{"flagged":false}]}'
+    assert (outcome.kind, outcome.billing, outcome.usage, outcome.tier_served) == (ANSWER, UNBILLED, None, None)
+
+
+def test_images_in_the_input_leave_the_call_unpriced() -> None:
+    """They cost more than text; a usage that holds text alone is kept."""
+    usage = {"input_tokens": 50, "output_tokens": 90, "output_tokens_details": {"image_tokens": 90}}
+    text_only = usage | {"input_tokens_details": {"text_tokens": 50, "image_tokens": 0}}
+    with_image = usage | {"input_tokens_details": {"text_tokens": 10, "image_tokens": 40}}
+    data = [{"b64_json": "AAAA"}]
+    assert raw(Endpoint.IMAGES, data=data, usage=text_only).usage == Usage(input_tokens=50, output_tokens=90)
+    for endpoint in (Endpoint.IMAGES, Endpoint.IMAGE_EDITS):
+        outcome = raw(endpoint, data=data, usage=with_image)
+        assert (outcome.kind, outcome.usage, outcome.billing) == (ANSWER, None, BILLED)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"id": "v", "status": "completed", "prompt": "secret"}, (ANSWER, None, BILLED)),
+        ({"id": "v", "status": "failed", "error": {"code": "server_error"}}, (RETRY, "server_error", UNBILLED)),
+        (
+            {"id": "v", "status": "failed", "error": {"code": "moderation_blocked"}},
+            (REFUSAL, "moderation_blocked", UNBILLED),
+        ),
+        ({"id": "v", "status": "failed", "error": {"code": "no_space"}}, (FAILURE, "no_space", UNBILLED)),
+        ({"error": {"code": "x"}}, (RETRY, "unreadable_reply", UNKNOWN)),
+    ],
+)
+def test_a_video_is_a_job_that_may_have_failed(body: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    """A job that failed is no answer; one that is done is kept without the prompt that it repeats."""
+    outcome = raw(Endpoint.VIDEOS, **body)
+    assert (outcome.kind, outcome.reason, outcome.billing) == expected
+    assert "secret" not in (outcome.text or "")
+
+
+@pytest.mark.parametrize(
+    "endpoint", [Endpoint.EMBEDDINGS, Endpoint.COMPLETIONS, Endpoint.MODERATIONS, Endpoint.IMAGES, Endpoint.IMAGE_EDITS]
+)
+@pytest.mark.parametrize("body", [{}, {"error": {"message": "x"}}, {"data": None, "choices": 0, "results": []}])
+def test_a_reply_without_its_content_is_no_answer(endpoint: Endpoint, body: dict[str, Any]) -> None:
+    """Hosts that answer 200 with an error in the place of the content are asked again."""
+    outcome = raw(endpoint, **body)
+    assert (outcome.kind, outcome.reason, outcome.text) == (RETRY, "unreadable_reply", None)

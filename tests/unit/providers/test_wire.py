@@ -246,6 +246,24 @@ def test_a_list_that_does_not_move_is_not_complete(dialect: Dialect) -> None:
 
 
 @each
+def test_a_list_that_says_nothing_of_its_end_is_not_complete(dialect: Dialect) -> None:
+    """Where `has_more` is missing, only an empty page is the end; the same page again is none."""
+    openai = dialect is Dialect.OPENAI
+    path = "/v1/batches" if openai else "/v1/messages/batches"
+    at: Any = 1_800_000_000 if openai else "2027-01-15T08:00:00Z"
+
+    async def full(provider: Provider) -> None:
+        with pytest.raises(CallFailed):
+            await listed(provider)
+
+    async def empty(provider: Provider) -> list[str]:
+        return await listed(provider)
+
+    in_app(dialect, {path: (200, orjson.dumps({"data": [{"id": "b", "created_at": at}]}))}, full)
+    assert in_app(dialect, {path: (200, b'{"data": []}')}, empty) == []
+
+
+@each
 def test_a_page_that_cannot_be_read_fails_the_list(dialect: Dialect) -> None:
     """One batch of an unreadable shape fails the list, and is not left out of it."""
     page = orjson.dumps({"data": [{"id": None}], "has_more": False})
