@@ -33,8 +33,7 @@ Fetch = Callable[[npt.NDArray[np.int64]], Sequence[Answer | None]]
 
 def empty_columns(frame: pl.DataFrame, column: str, *, output: TextOutput, samples: int, meta: bool) -> pl.DataFrame:
     """Return a frame without rows with the columns that the step adds."""
-    dtype = _dtype(output, samples)
-    added = [pl.Series(column, [], dtype=dtype), pl.Series(f"{column}_error", [], dtype=pl.String)]
+    added = [output.series(column, [], samples), pl.Series(f"{column}_error", [], dtype=pl.String)]
     if meta:
         added.append(pl.Series(f"{column}_meta", [], dtype=_meta_dtype(samples)))
     return frame.with_columns(added)
@@ -75,18 +74,13 @@ def add_columns(
             _Row.failed(fates.reasons[code]) if code else _Row.of([next(answers) for _ in range(samples)], output)
             for code in codes.tolist()
         ]
-        values.append(pl.Series(column, [row.value(samples) for row in rows], dtype=_dtype(output, samples)))
+        values.append(output.series(column, [row.value(samples) for row in rows], samples))
         errors.append(pl.Series(f"{column}_error", [row.error for row in rows], dtype=pl.String))
         if meta:
             metas.append(pl.Series(f"{column}_meta", [row.meta(samples) for row in rows], dtype=_meta_dtype(samples)))
     if not values:
         return empty_columns(frame, column, output=output, samples=samples, meta=meta)
-    added = [pl.concat(part) for part in (values, errors, metas) if part]
-    return frame.with_columns(added)
-
-
-def _dtype(output: TextOutput, samples: int) -> Any:
-    return output.dtype if samples == 1 else pl.List(output.dtype)
+    return frame.with_columns([output.joined(values), *(pl.concat(part) for part in (errors, metas) if part)])
 
 
 def _meta_dtype(samples: int) -> Any:

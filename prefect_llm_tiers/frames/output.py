@@ -1,6 +1,6 @@
 """What an answer becomes: text, or the fields of a pydantic model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -10,7 +10,7 @@ from pydantic.errors import PydanticUserError
 
 from prefect_llm_tiers.errors import SchemaUnsupported
 
-__all__ = ["Output", "TextOutput", "output_of"]
+__all__ = ["Output", "PlainType", "TextOutput", "output_of"]
 
 _PLAIN: Mapping[str, type[pl.DataType]] = {
     "string": pl.String,
@@ -40,6 +40,14 @@ class TextOutput:
     def read(self, text: str) -> tuple[Any, str | None]:
         """Return the cell that an answer becomes, or None and why it cannot be one."""
         return text, None
+
+    def series(self, name: str, cells: Sequence[Any], samples: int) -> pl.Series:
+        """Return cells as a column; a cell is a list where several samples were asked for."""
+        return pl.Series(name, cells, dtype=self.dtype if samples == 1 else pl.List(self.dtype))
+
+    def joined(self, parts: Sequence[pl.Series]) -> pl.Series:
+        """Return parts of a column as one."""
+        return pl.concat(parts)
 
 
 class Output(TextOutput):

@@ -2,18 +2,22 @@
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import repeat, starmap
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from prefect_llm_tiers.core.requests import Request, canonical_json, request_key
+from prefect_llm_tiers.core.requests import request_keys
 from prefect_llm_tiers.errors import ColumnExists, InputError, MissingColumns
 from prefect_llm_tiers.frames.signature import WHOLE_ROW, Reading
+from prefect_llm_tiers.providers.bodies import BodyEncoder
 
 __all__ = [
     "UPSTREAM",
@@ -33,7 +37,11 @@ Rows = pl.DataFrame | pl.LazyFrame | str | Path
 UPSTREAM = "upstream"
 """Reason of a row that is not asked because the step that fills a column it reads has failed it."""
 
-AT_ONCE = 2048
+BYTES_AT_ONCE = 1 << 17
+"""About how many bytes of bodies are made before they are handed over."""
+
+LEAST_AT_ONCE, MOST_AT_ONCE = 16, 1024
+"""Bounds on the rows that are read together."""
 
 SAMPLE = 256
 
@@ -44,8 +52,8 @@ MOST_REASONS = 1000
 class SpoolLike(Protocol):
     """What requests are handed to."""
 
-    def append(self, requests: Iterable[Request]) -> None:
-        """Take requests in row order."""
+    def extend(self, keys: bytes, bodies: Sequence[bytes], *, samples: int = 1) -> None:
+        """Take requests in row order: bodies, and for each the keys of its samples, end to end."""
         ...
 
 
@@ -176,7 +184,7 @@ def build_requests(
     reading: Reading,
     *,
     prompt: Callable[..., Any],
-    body: Callable[[Any], Mapping[str, Any]],
+    encoder: BodyEncoder,
     account: str,
     endpoint: str,
     samples: int,
@@ -188,72 +196,120 @@ def build_requests(
     have filled it says why it did not. A prompt function that raises fails its row; the reason names the
     exception's type and the line, and never its text, which may hold the row's.
 
+    Args:
+        frame: The rows.
+        reading: Which columns the prompt function reads.
+        prompt: The prompt function.
+        encoder: Turns what it returns into the body of a request.
+        account: Organisation and project that own what is asked.
+        endpoint: The provider's path.
+        samples: Requests a row has.
+        spool: Takes the requests.
+
     Raises:
         ConfigurationError: The step's options make no request that the provider takes.
     """
     fates = Fates(codes=np.zeros(frame.height, dtype=np.uint16), samples=samples)
-    row = 0
-    for chunk in _chunks(frame, reading):
-        requests: list[Request] = []
-        for arguments, null in chunk:
-            encoded, reason = (None, null) if null is not None else _encoded(prompt, arguments, body)
-            if encoded is None:
-                fates.fail(row, reason or "prompt_error")
-            else:
-                requests.extend(
-                    Request(
-                        key=request_key(account=account, endpoint=endpoint, body=encoded, sample=sample),
-                        body=encoded,
-                    )
-                    for sample in range(samples)
-                )
-            row += 1
-        spool.append(requests)
+    call, names = _calling(prompt, reading)
+    row, rows = 0, LEAST_AT_ONCE
+    while row < frame.height:
+        part = frame.slice(row, rows)
+        asked = _asked(part, reading, fates, start=row)
+        if len(asked) < part.height:
+            part = part.filter(pl.Series(fates.codes[row : row + part.height] == 0))
+        prompts, failed = _prompts(part, call, names, reading)
+        for at, error in failed.items():
+            fates.fail(asked[at], _failure_of(error, prompt))
+        if failed:
+            asked = [number for at, number in enumerate(asked) if at not in failed]
+        bodies = _bodies(prompts, encoder, fates, asked)
+        keys = request_keys(bodies, account=account, endpoint=endpoint, samples=samples)
+        spool.extend(keys, bodies, samples=samples)
+        row += rows
+        mean = sum(map(len, bodies)) // (len(bodies) or 1)
+        rows = min(max(BYTES_AT_ONCE // (mean + 1), LEAST_AT_ONCE), MOST_AT_ONCE)
     return fates
 
 
-def _encoded(
-    prompt: Callable[..., Any], arguments: Mapping[str, Any], body: Callable[[Any], Mapping[str, Any]]
-) -> tuple[bytes | None, str | None]:
-    """Return a row's encoded body, or None and why there is none.
+def _calling(prompt: Callable[..., Any], reading: Reading) -> tuple[Callable[..., Any], list[str]]:
+    """Return what calls the prompt function with one row's values by position, and their parameters in order."""
+    parameters = inspect.signature(prompt).parameters
+    names = [name for name in parameters if name in reading.columns or (name == WHOLE_ROW and reading.whole_row)]
+    by_name = any(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names)
+    # A wrapper may take by name alone what its signature, the wrapped function's, has by position.
+    plain = isinstance(prompt, FunctionType) and not hasattr(prompt, "__wrapped__")
+    if plain and not by_name and list(parameters)[: len(names)] == names:
+        fixed = {name: value for name, value in reading.constants.items() if value is not parameters[name].default}
+        return partial(prompt, **fixed) if fixed else prompt, names
 
-    A step that is declared wrongly raises: that is no row's fault.
-    """
+    def called(*values: Any) -> Any:
+        return prompt(**dict(zip(names, values, strict=True)), **reading.constants)
+
+    return called, names
+
+
+def _prompts(
+    part: pl.DataFrame, call: Callable[..., Any], names: Sequence[str], reading: Reading
+) -> tuple[list[Any], dict[int, Exception]]:
+    """Return the prompts of some rows in order, and by row what was raised in the place of one."""
+    # Columns to lists is several times faster than rows to dicts.
+    columns = [
+        part.get_column(reading.columns[name]).to_list() if name in reading.columns else part.rows(named=True)
+        for name in names
+    ]
+    results = map(call, *columns) if columns else starmap(call, repeat((), part.height))
+    prompts: list[Any] = []
+    failed: dict[int, Exception] = {}
+    while len(prompts) + len(failed) < part.height:
+        # What ends the loop below early without being caught.
+        raised: Exception = StopIteration()
+        try:
+            for one in results:
+                prompts.append(one)  # noqa: PERF402 (what came before one that raises is kept)
+        except Exception as error:  # noqa: BLE001 (user code: its failure is the row's outcome)
+            raised = error
+        done = len(prompts) + len(failed)
+        if done < part.height:
+            failed[done] = raised
+    return prompts, failed
+
+
+def _bodies(prompts: Sequence[Any], encoder: BodyEncoder, fates: Fates, asked: Sequence[int]) -> list[bytes]:
+    """Return the bodies of prompts, and note why a row has none; a step that is declared wrongly raises."""
     try:
-        asked = prompt(**arguments)
-    except Exception as error:  # noqa: BLE001 (user code: its failure is the row's outcome)
-        return None, _failure_of(error, prompt)
-    try:
-        return canonical_json(body(asked)), None
-    except InputError as error:
-        return None, f"prompt_error: {error}"
-    except (TypeError, ValueError):
-        return None, "prompt_error: the prompt holds something that JSON cannot express"
+        return encoder.encode_all(prompts)
+    except (InputError, TypeError, ValueError):
+        # Which of them it was is found one by one.
+        pass
+    bodies: list[bytes] = []
+    for number, prompt in zip(asked, prompts, strict=True):
+        try:
+            bodies.append(encoder.encode(prompt))
+        except InputError as error:
+            fates.fail(number, f"prompt_error: {error}")
+        except (TypeError, ValueError):
+            fates.fail(number, "prompt_error: the prompt holds something that JSON cannot express")
+    return bodies
 
 
-def _chunks(frame: pl.DataFrame, reading: Reading) -> Iterator[list[tuple[dict[str, Any], str | None]]]:
-    """Yield the arguments of each row, with the reason why it is not asked."""
-    errors = {column: f"{column}_error" for column in reading.columns.values() if f"{column}_error" in frame.columns}
-    wanted = list(dict.fromkeys([*reading.columns.values(), *errors.values()]))
-    # Slices of the whole frame: a selection of no columns, as of a function of constants alone, has no rows.
-    for part in frame.iter_slices(AT_ONCE):
-        # Columns to lists is several times faster than rows to dicts.
-        lists = {column: part.get_column(column).to_list() for column in wanted}
-        whole = part.rows(named=True) if reading.whole_row else None
-        chunk: list[tuple[dict[str, Any], str | None]] = []
-        for number in range(part.height):
-            arguments = dict(reading.constants)
-            null: str | None = None
-            for name, column in reading.columns.items():
-                value = arguments[name] = lists[column][number]
-                if value is None and null is None:
-                    error = errors.get(column)
-                    told = error is not None and lists[error][number] is not None
-                    null = UPSTREAM if told else f"null in column {column!r}"
-            if whole is not None:
-                arguments[WHOLE_ROW] = whole[number]
-            chunk.append((arguments, null))
-        yield chunk
+def _asked(part: pl.DataFrame, reading: Reading, fates: Fates, *, start: int) -> Sequence[int]:
+    """Return the numbers of the rows without a null where the prompt reads, and note why the others are not asked."""
+    unasked: dict[int, str] = {}
+    for column in dict.fromkeys(reading.columns.values()):
+        values = part.get_column(column)
+        if not values.null_count():
+            continue
+        error = f"{column}_error"
+        told = part.get_column(error).is_not_null() if error in part.columns else None
+        for number in values.is_null().arg_true().to_list():
+            upstream = told is not None and told[number]
+            unasked.setdefault(number, UPSTREAM if upstream else f"null in column {column!r}")
+    rows = range(start, start + part.height)
+    if not unasked:
+        return rows
+    for number in sorted(unasked):
+        fates.fail(start + number, unasked[number])
+    return [row for row in rows if row - start not in unasked]
 
 
 def _failure_of(error: Exception, prompt: Callable[..., Any]) -> str:
