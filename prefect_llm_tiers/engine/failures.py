@@ -1,4 +1,6 @@
-"""Calls that failed as a whole, as errors that a user can act on."""
+"""Calls that failed as a whole, as errors that a user can act on, and as reasons of rows."""
+
+from typing import Final
 
 from prefect_llm_tiers.core.ports import FailureMeaning
 from prefect_llm_tiers.errors import (
@@ -9,7 +11,10 @@ from prefect_llm_tiers.errors import (
     RequestRejected,
 )
 
-__all__ = ["error_of"]
+__all__ = ["LOST", "error_of"]
+
+LOST: Final = "lost: "
+"""What the reason of a row begins with that failed because its calls were lost: nobody has judged the row."""
 
 
 def error_of(meaning: FailureMeaning, *, doing: str) -> LLMTiersError:

@@ -26,6 +26,7 @@ class _Shape(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     model: str
     tiers: tuple[Tier, ...]
+    offered: frozenset[Tier]
     after: tuple[str, ...]
     rate: LiveRate
     window: timedelta | None
@@ -57,6 +58,7 @@ def problem_of(job: Job, *, provider: str, now: datetime, remaining: int, answer
         provider=provider,
         model=job.model,
         tiers=job.tiers,
+        offered=job.capabilities.tiers,
         after=(),
         rate=job.rate,
         window=limits.window if limits else None,
@@ -83,6 +85,8 @@ def _later_shape(step: LaterStep, rows: int) -> _Shape:
         provider=step.provider,
         model=step.model,
         tiers=step.tiers,
+        # Those that it may not use are not known here; none is advised that may not be there.
+        offered=frozenset(step.tiers),
         after=step.after,
         rate=step.rate,
         window=step.window,
@@ -109,6 +113,7 @@ def _step_problem(shape: _Shape, now: datetime) -> StepProblem:
             for tier in LIVE_TIERS
             if tier in shape.tiers
         },
+        offered=shape.offered,
         cost_usd=costs,
         unpriced=unpriced,
         after=shape.after,

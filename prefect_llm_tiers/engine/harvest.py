@@ -1,27 +1,29 @@
 """Taking what an ended batch finished, whatever way it ended."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-
-import msgspec
 
 from prefect_llm_tiers.core.batches import Batch, BatchState
 from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind
-from prefect_llm_tiers.core.requests import Endpoint, split_custom_id
+from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.core.runs import Lease, Observation
 from prefect_llm_tiers.core.tiers import Tier
+from prefect_llm_tiers.crash_points import crash_point
 from prefect_llm_tiers.engine.job import Ports
-from prefect_llm_tiers.engine.pricing import priced
+from prefect_llm_tiers.engine.reading import Reading
 
-__all__ = ["Harvest"]
+__all__ = ["INCOMPLETE_FOR", "Harvest"]
 
 HARVEST_GROUP = 1000
 """Result lines that are committed together; a crash in between harvests the same lines again, for free."""
-
 
 INCOMPLETE_FOR = timedelta(minutes=10)
 """How long result files that hold less than the counts promise are read again before the rest is released."""
 
 LOOK_AGAIN = timedelta(minutes=1)
+
+MISSING = "missing_in_results"
+"""The reason of a request that the results have no line on."""
 
 
 class Harvest:
@@ -35,70 +37,111 @@ class Harvest:
         self._ports = ports
 
     async def take(self, batch: Batch, lease: Lease) -> Batch:
-        """Take what an ended batch finished, and release the rest.
+        """Take what an ended batch finished, and release the rest."""
+        reading = await self.read(batch)
+        return self._ports.ledger.batch(batch.id) if reading is None else self.finish(batch, lease, reading)
 
-        Safe to repeat: a line whose attempt has its outcome changes nothing.
+    async def read(self, batch: Batch) -> Reading | None:
+        """Write down what an ended batch finished; return None where its results are to be read again later.
+
+        Safe to repeat: a line whose attempt has its outcome changes nothing. Cut in the middle, what was read by
+        then is on record, and the next one reads the file again.
         """
         ledger, clock = self._ports.ledger, self._ports.clock
-        kept = unknown = 0
-        billed: set[str] = set()
-        if batch.provider_batch_id is not None and batch.state is not BatchState.FAILED:
-            group: list[Outcome] = []
-            results = self._ports.provider.results(
-                batch.provider_batch_id, model=batch.model, endpoint=Endpoint(batch.endpoint)
-            )
-            async for line in results:
-                outcome = self._read(batch, line.custom_id, line.outcome)
-                if outcome is None:
-                    unknown += 1
-                    continue
-                if outcome.billing is not Billing.UNBILLED:
-                    billed.add(outcome.key)
-                group.append(outcome)
-                if len(group) >= HARVEST_GROUP:
-                    kept += ledger.record_results(batch, group, at=clock.now(), stamp=clock.wall()).settled
-                    group = []
-            kept += ledger.record_results(batch, group, at=clock.now(), stamp=clock.wall()).settled
-        if unknown:
-            self._ports.watcher.noticed(
-                f"Batch {batch.id} came with {unknown:,} result lines that answer none of its requests; left aside."
-            )
-        if len(billed) < batch.counts.completed and clock.now() < self._ended(batch) + INCOMPLETE_FOR:
+        reading = Reading(batch, {batch.token, *ledger.tokens(batch)})
+        if batch.provider_batch_id is not None:
+            await self._read_all(batch, batch.provider_batch_id, reading)
+        if oddities := reading.oddities():
+            self._ports.watcher.noticed(f"Of the result lines of batch {batch.id}, {oddities}; they are left aside.")
+        came = reading.came(batch.counts)
+        if came < batch.counts.completed and clock.now() < self.since(batch) + INCOMPLETE_FOR:
             # What is missing was paid for: asked again too soon, it is paid for twice.
             self._ports.watcher.noticed(
-                f"The results of batch {batch.id} hold {len(billed):,} of {batch.counts.completed:,} answers; they "
-                "are read again."
+                f"The results of batch {batch.id} hold {came:,} of {batch.counts.completed:,} answers; they are "
+                "read again."
             )
-            return ledger.note_batch(batch, next_poll_at=clock.now() + LOOK_AGAIN)
-        return self.settle(batch, lease, kept=kept)
+            ledger.note_batch(batch, next_poll_at=clock.now() + LOOK_AGAIN)
+            return None
+        rest = reading.rest()
+        for start in range(0, len(rest), HARVEST_GROUP):
+            self._record(batch, rest[start : start + HARVEST_GROUP], reading)
+        if came < batch.counts.completed:
+            # A line that is broken may be that of a row which failed unbilled: it accounts for none that is missing.
+            self._list_missing(batch, reading)
+        crash_point("batch.harvested")
+        return reading
 
-    def settle(self, batch: Batch, lease: Lease, *, kept: int = 0) -> Batch:
+    def finish(self, batch: Batch, lease: Lease, reading: Reading) -> Batch:
+        """End a batch that was read: rows without an answer are open again."""
+        return self.settle(batch, lease, kept=reading.kept(), failed=reading.failed())
+
+    async def _read_all(self, batch: Batch, provider_batch_id: str, reading: Reading) -> None:
+        group: list[Outcome] = []
+        results = self._ports.provider.results(provider_batch_id, model=batch.model, endpoint=Endpoint(batch.endpoint))
+        try:
+            async for line in results:
+                outcome = reading.take(line)
+                if outcome is None:
+                    continue
+                group.append(outcome)
+                if len(group) >= HARVEST_GROUP:
+                    self._record(batch, group, reading)
+                    group = []
+        finally:
+            # Also where the file broke off, or its time is over: what was paid for and came back is kept.
+            if group:
+                self._record(batch, group, reading)
+
+    def _record(self, batch: Batch, outcomes: Sequence[Outcome], reading: Reading) -> None:
+        clock = self._ports.clock
+        recorded = self._ports.ledger.record_results(batch, outcomes, at=clock.now(), stamp=clock.wall())
+        reading.not_asked(recorded.unknown)
+        crash_point("batch.harvest.group")
+
+    def give_up(self, batch: Batch, lease: Lease) -> Batch:
+        """End a batch whose results the provider no longer has: what was paid for them, only the invoice knows."""
+        if batch.counts.completed:
+            self.may_be_billed(batch)
+        return self.settle(batch, lease)
+
+    def may_be_billed(self, batch: Batch) -> None:
+        """Write down that every request without an outcome may be on the invoice, before the batch is given up."""
+        self._list_missing(batch, Reading(batch, ()))
+
+    def _list_missing(self, batch: Batch, reading: Reading) -> None:
+        """Write down that the requests without a line may have been billed: by the counts, some of them were."""
+        for keys in self._ports.ledger.batch_keys(batch.id):
+            missing = [
+                Outcome(
+                    key=key,
+                    kind=OutcomeKind.RETRY,
+                    reason=MISSING,
+                    billing=Billing.UNKNOWN,
+                    # As with every end but this one: what was cut short says nothing of the row.
+                    counted=batch.state is BatchState.COMPLETED,
+                )
+                for key in keys
+                if not reading.names(key)
+            ]
+            if missing:
+                self._record(batch, missing, reading)
+
+    def settle(self, batch: Batch, lease: Lease, *, kept: int = 0, failed: int = 0) -> Batch:
         """End an ended batch: rows without an answer are open again."""
         batch, _ = self._ports.ledger.settle_batch(batch, lease=lease, at=self._ports.clock.now())
+        crash_point("batch.settled")
         self._observe(batch)
-        self._ports.watcher.settled(batch, kept=kept, released=batch.rows - kept)
+        if failed:
+            self._ports.watcher.noticed(
+                f"{failed:,} requests of batch {batch.id} failed; the next run asks them again."
+            )
+        self._ports.watcher.settled(batch, kept=kept, released=batch.rows - kept - failed)
         return batch
 
-    def _ended(self, batch: Batch) -> datetime:
-        """Return when its end was first seen here; the provider's own word may be hours older."""
+    def since(self, batch: Batch) -> datetime:
+        """Return when its state was first seen here; the provider's own word on an end may be hours older."""
         events = self._ports.ledger.events("batch", str(batch.id))
         return next((event.at for event in reversed(events) if event.after == batch.state), batch.created_at)
-
-    def _read(self, batch: Batch, line_id: str | None, outcome: Outcome | None) -> Outcome | None:
-        """Return a line's outcome with its price; None for a line that is not this batch's."""
-        parts = split_custom_id(line_id) if line_id is not None else None
-        if parts is None or outcome is None or parts[1] != batch.token:
-            return None
-        outcome = msgspec.structs.replace(outcome, key=parts[0])
-        if outcome.kind is OutcomeKind.RETRY and outcome.billing is not Billing.BILLED:
-            return msgspec.structs.replace(outcome, counted=False)
-        return priced(
-            outcome,
-            provider=batch.provider,
-            model=batch.model,
-            tier_asked=Tier.BATCH,
-            at=batch.submitted_at or batch.created_at,
-        )
 
     def _observe(self, batch: Batch) -> None:
         """Tell the laws how long it took; a batch that was cut short says only "longer than"."""

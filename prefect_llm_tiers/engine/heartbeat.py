@@ -1,7 +1,7 @@
 """Keeps a lease while its holder works."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +12,7 @@ from prefect_llm_tiers.errors import LeaseLost, LedgerUnusable
 __all__ = ["LEASE", "Heartbeat"]
 
 LEASE = timedelta(minutes=5)
-"""How long a holder may be silent before another takes over; longer than any one call that a lease covers."""
+"""How long a holder may be silent before another takes over; a create that may take longer is outlasted by it."""
 
 
 class Heartbeat:
@@ -27,7 +27,23 @@ class Heartbeat:
     def __init__(self, ports: Ports, lease: Lease) -> None:
         self._ports = ports
         self._task: asyncio.Task[None] | None = None
+        self._least: datetime | None = None
         self.lease = lease
+
+    def outlast(self, span: timedelta) -> Lease:
+        """Renew the lease now, so that it lasts for a call that may take `span`, whatever stops this process.
+
+        Raises:
+            LeaseLost: Another holds it.
+        """
+        self._least = self._ports.clock.now() + span
+        return self._renew()
+
+    def _renew(self) -> Lease:
+        until = self._ports.clock.now() + LEASE
+        # A beat never shortens what was promised to a call under way.
+        self.lease = self._ports.ledger.renew(self.lease, until=max(until, self._least or until))
+        return self.lease
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._beat())
@@ -41,11 +57,11 @@ class Heartbeat:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _beat(self) -> None:
-        clock, ledger = self._ports.clock, self._ports.ledger
+        clock = self._ports.clock
         while True:
             await clock.sleep_until(clock.now() + LEASE / 3)
             try:
-                self.lease = ledger.renew(self.lease, until=clock.now() + LEASE)
+                self._renew()
             except LeaseLost:
                 return
             except LedgerUnusable:

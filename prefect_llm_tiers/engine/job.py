@@ -96,6 +96,7 @@ class Job:
         later: Steps that come after.
         rate: How fast the account may go.
         output_tokens: Expected tokens of an answer.
+        enqueued_tokens: Input tokens that all unfinished batches of the model may hold together; None: not known.
         accept: Returns None for an answer that can be used, or the reason why not.
     """
 
@@ -125,3 +126,4 @@ class Job:
     min_saving_usd: Decimal = Decimal(0)
     later: tuple[LaterStep, ...] = ()
     output_tokens: float = 256.0
+    enqueued_tokens: int | None = None

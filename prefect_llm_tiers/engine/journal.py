@@ -7,17 +7,22 @@ what came of it. A process that dies in between leaves an open attempt, which th
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
 from prefect_llm_tiers.core.outcomes import Outcome
 from prefect_llm_tiers.core.ports import Clock, Ledger
 from prefect_llm_tiers.core.runs import Lease, StepRun
 from prefect_llm_tiers.core.tiers import Tier
+from prefect_llm_tiers.errors import LedgerUnusable
 
 __all__ = ["Journal"]
 
 COMMIT_AFTER_S = 0.05
 COMMIT_AT = 256
+
+TELL_AGAIN_AFTER = tuple(timedelta(seconds=seconds) for seconds in (0.5, 1, 2, 4, 8))
+"""Waits between two tries to write down what was paid for, where the ledger cannot be written for a moment."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,19 +80,44 @@ class _Gatherer(Generic[Item, Result]):
 
 
 class Journal:
-    """The live lane's access to the ledger for one run and tier."""
+    """The live lane's access to the ledger for one run and tier.
 
-    def __init__(self, ledger: Ledger, clock: Clock, *, run: StepRun, tier: Tier, lease: Lease) -> None:
+    Args:
+        ledger: What survives.
+        clock: Time.
+        run: The step run.
+        tier: The tier asked.
+        lease: The step run's.
+        not_before: How old an answer may be to count.
+        share: Whether a key that another run has a call out on is left to that run.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        run: StepRun,
+        tier: Tier,
+        lease: Lease,
+        not_before: datetime,
+        share: bool,
+    ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._run = run
         self._tier = tier
         self._lease = lease
-        self._begins = _Gatherer[str, int](self._write_begins)
+        self._not_before = not_before
+        self._share = share
+        self._begins = _Gatherer[str, int | None](self._write_begins)
         self._outcomes = _Gatherer[tuple[int, Outcome], None](self._write_outcomes)
 
-    async def begin(self, key: str) -> int:
-        """Commit that a call is about to be sent; return its attempt id. Raises `LeaseLost`."""
+    async def begin(self, key: str) -> int | None:
+        """Commit that a call is about to be sent; return its attempt id, None where it must not be. Raises `LeaseLost`.
+
+        It must not where the key was answered since it was looked at, or another run pays for it now.
+        """
         return await self._begins.add(key)
 
     async def record(self, attempt_id: int, outcome: Outcome) -> None:
@@ -99,14 +129,29 @@ class Journal:
         await self._begins.flush()
         await self._outcomes.flush()
 
-    async def _write_begins(self, keys: list[str]) -> list[int]:
+    async def _write_begins(self, keys: list[str]) -> list[int | None]:
         return await _off_loop(
             lambda: self._ledger.begin_calls(
-                keys, run=self._run, tier=self._tier, lease=self._lease, at=self._clock.now()
+                keys,
+                run=self._run,
+                tier=self._tier,
+                lease=self._lease,
+                at=self._clock.now(),
+                not_before=self._not_before,
+                share=self._share,
             )
         )
 
     async def _write_outcomes(self, outcomes: list[tuple[int, Outcome]]) -> list[None]:
+        """Write down what was paid for: told twice it is kept once, so a failure that may pass is waited out."""
+        for wait in TELL_AGAIN_AFTER:
+            try:
+                return await self._tell(outcomes)
+            except LedgerUnusable:
+                await self._clock.sleep_until(self._clock.now() + wait)
+        return await self._tell(outcomes)
+
+    async def _tell(self, outcomes: list[tuple[int, Outcome]]) -> list[None]:
         await _off_loop(lambda: self._ledger.record_calls(outcomes, at=self._clock.now(), stamp=self._clock.wall()))
         return [None] * len(outcomes)
 

@@ -18,6 +18,8 @@ from prefect_llm_tiers.core.ports import CallFailed, FailureMeaning
 from prefect_llm_tiers.core.requests import Request
 from prefect_llm_tiers.core.runs import Lease, Observation, StepRun
 from prefect_llm_tiers.core.tiers import Tier
+from prefect_llm_tiers.crash_points import crash_point
+from prefect_llm_tiers.engine.failures import LOST
 from prefect_llm_tiers.engine.job import Job, Ports
 from prefect_llm_tiers.engine.journal import Journal
 from prefect_llm_tiers.engine.pricing import priced
@@ -50,6 +52,10 @@ class LaneReport(msgspec.Struct, frozen=True):
     tier_unsupported: bool
 
 
+class _TakenElsewhere(Exception):
+    """The row was answered since it was looked at, or another run pays for it now: it is looked at again."""
+
+
 class _Attempt:
     """One attempt on a row while it is made.
 
@@ -74,6 +80,8 @@ class LiveLane:
         throttle: How many calls may be in flight, and how fast they may start.
         until: When no more calls are sent; None: when all have been.
         cut_at: When calls in flight are cut, not before `until`.
+        not_before: How old an answer may be to count.
+        share: Whether a row that another run has a call out on is left to that run.
         settled: Told of each outcome: how many there are, and what they cost.
     """
 
@@ -88,13 +96,17 @@ class LiveLane:
         throttle: Throttle,
         until: datetime | None,
         cut_at: datetime | None,
+        not_before: datetime,
+        share: bool,
         settled: Callable[[int, Decimal], None],
     ) -> None:
         self._job = job
         self._ports = ports
         self._tier = tier
         self._visit = Visit(ports.clock, until=until, cut_at=cut_at)
-        self._journal = Journal(ports.ledger, ports.clock, run=run, tier=tier, lease=lease)
+        self._journal = Journal(
+            ports.ledger, ports.clock, run=run, tier=tier, lease=lease, not_before=not_before, share=share
+        )
         self._throttle = throttle
         self._circuit = Circuit(ports.clock) if tier is Tier.FLEX else None
         self._answered_at: datetime | None = None
@@ -132,6 +144,8 @@ class LiveLane:
                 return
             try:
                 await self._settle(self._job.spool.read(position))
+            except _TakenElsewhere:
+                continue
             except Dropped:
                 return
             except LLMTiersError as error:
@@ -184,18 +198,20 @@ class LiveLane:
             await self._record(attempt, _retry(request.key, attempt.refusal, Billing.UNBILLED))
             raise
         await self._record(attempt, outcome)
+        crash_point("live.recorded")
         self._spent += outcome.cost_usd or Decimal(0)
         return outcome
 
     async def _ask(self, request: Request, attempt: "_Attempt") -> Outcome:
         refusals = 0
         while True:
-            await self._admitted()
+            probes = await self._admitted()
             try:
                 if attempt.id is None:
                     # A crash between this commit and the reply leaves an open attempt: billed_unknown.
-                    attempt.id = await self._journal.begin(request.key)
+                    attempt.id = await self._begin(request, probes=probes)
                 outcome = await self._call(request)
+                crash_point("live.answered")
             except CallFailed as failure:
                 meaning = failure.meaning
             else:
@@ -220,14 +236,26 @@ class LiveLane:
             if meaning.kind == "capacity" and self._circuit is None:
                 await self._back_off(refusals, meaning.retry_after_s)
 
-    async def _admitted(self) -> None:
-        """Return when a call may be sent. Raises `Dropped` if the tier is left first."""
-        if self._circuit is not None:
-            await self._visit.bounded(self._circuit.enter())
+    async def _begin(self, request: Request, *, probes: bool) -> int:
+        """Commit that a call is about to be sent. Raises `_TakenElsewhere` where it must not be."""
+        attempt = await self._journal.begin(request.key)
+        if attempt is None:
+            self._throttle.unused()
+            if self._circuit is not None and probes:
+                # All others wait for what this call would have found.
+                self._circuit.unused()
+            raise _TakenElsewhere
+        crash_point("live.intended")
+        return attempt
+
+    async def _admitted(self) -> bool:
+        """Return when a call may be sent; True for a circuit's probe. Raises `Dropped` if the tier is left first."""
+        probes = self._circuit is not None and await self._visit.bounded(self._circuit.enter())
         await self._visit.bounded(self._throttle.acquire())
         if self._visit.over:
             self._throttle.release()
             raise Dropped
+        return probes
 
     async def _call(self, request: Request) -> Outcome:
         capabilities = self._job.capabilities
@@ -297,7 +325,8 @@ class LiveLane:
     async def _give_up(self, request: Request, last: Outcome) -> None:
         attempt = _Attempt()
         attempt.id = await self._journal.begin(request.key)
-        await self._record(attempt, Outcome(key=request.key, kind=OutcomeKind.FAILURE, reason=last.reason))
+        reason = f"{LOST}{last.reason}"
+        await self._record(attempt, Outcome(key=request.key, kind=OutcomeKind.FAILURE, reason=reason))
 
     def _judged(self, outcome: Outcome) -> Outcome:
         """Return the outcome as the step sees it: an answer that does not parse is asked again."""

@@ -8,9 +8,11 @@ import msgspec
 from prefect_llm_tiers.core.batches import Batch
 from prefect_llm_tiers.core.runs import Lease, RequestState, StepRun
 from prefect_llm_tiers.core.tiers import Tier
+from prefect_llm_tiers.crash_points import crash_point
 from prefect_llm_tiers.engine.forecast import problem_of
 from prefect_llm_tiers.engine.job import Job, Ports
 from prefect_llm_tiers.engine.standing import Survey
+from prefect_llm_tiers.engine.waves import met_ceiling
 from prefect_llm_tiers.errors import RequestRejected
 from prefect_llm_tiers.planning.making import plan as make_plan
 from prefect_llm_tiers.planning.plan import Plan, StepPlan, decode_plan, encode_plan
@@ -51,7 +53,9 @@ class StoredPlan:
         )
         plan = make_plan(problem, infeasible=job.infeasible if len(unsettled) else "best_effort")
         ports.watcher.planned(plan)
-        return self._store(run, plan, lease), plan
+        run = self._store(run, plan, lease)
+        crash_point("step.planned")
+        return run, plan
 
     def without_batch(self, run: StepRun, plan: Plan, failed: list[Batch], *, lease: Lease) -> tuple[StepRun, Plan]:
         """Give batch up when one after another comes to nothing: failed as a whole, lost, or without an answer.
@@ -59,6 +63,8 @@ class StoredPlan:
         Raises:
             RequestRejected: No other tier is allowed.
         """
+        # One that found no room is sent again in a smaller wave.
+        failed = [batch for batch in failed if not met_ceiling(batch)]
         if len(failed) < MOST_FAILED_BATCHES or plan.step(run.step).batch is None:
             return run, plan
         codes = sorted({code for batch in failed for code in batch.error_codes}) or ["no answers"]
@@ -66,6 +72,18 @@ class StoredPlan:
             f"{len(failed)} batches of step {run.step!r} came to nothing ({', '.join(codes)}); no more are sent."
         )
         return self._restrict(run, plan, lambda step: msgspec.structs.replace(step, batch=None), lease)
+
+    def without_room(self, run: StepRun, plan: Plan, *, lease: Lease) -> bool:
+        """Give batch up for requests that are more than may be enqueued; return whether another tier takes them."""
+        step = plan.step(run.step)
+        if not step.sure and step.flex is None:
+            return False
+        self._ports.watcher.noticed(
+            f"The requests of step {run.step!r} that are left are each more than the provider lets be enqueued; they "
+            "are asked live."
+        )
+        self._restrict(run, plan, lambda step: msgspec.structs.replace(step, batch=None), lease)
+        return True
 
     def without_tier(self, run: StepRun, plan: Plan, tier: Tier, *, lease: Lease) -> tuple[StepRun, Plan]:
         """Give a live tier up that the provider does not offer for the model after all.

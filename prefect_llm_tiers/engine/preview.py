@@ -23,7 +23,9 @@ def preview(job: Job, ports: Ports) -> Plan:
     unsettled: list[int] = []
     for start in range(0, len(distinct), AT_ONCE):
         group = distinct[start : start + AT_ONCE]
-        standing = ports.ledger.stand(job.spool.keys(group), step_run_id=job.id, not_before=not_before)
+        standing = ports.ledger.stand(
+            job.spool.keys(group), step_run_id=job.id, not_before=not_before, now=ports.clock.now()
+        )
         unsettled.extend(
             position for position, one in zip(group.tolist(), standing, strict=True) if one.state in _OPEN_STATES
         )

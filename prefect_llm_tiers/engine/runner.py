@@ -11,19 +11,24 @@ import msgspec
 from prefect_llm_tiers.core.batches import Batch
 from prefect_llm_tiers.core.runs import Entry, Lease, RequestState, StepRun, StepRunState
 from prefect_llm_tiers.core.tiers import Tier
+from prefect_llm_tiers.crash_points import crash_point
 from prefect_llm_tiers.engine.batch import FIRST_POLL
+from prefect_llm_tiers.engine.entering import enter
 from prefect_llm_tiers.engine.heartbeat import LEASE, Heartbeat
 from prefect_llm_tiers.engine.job import Job, Ports
 from prefect_llm_tiers.engine.live import LiveLane
 from prefect_llm_tiers.engine.outstanding import Outstanding
 from prefect_llm_tiers.engine.planned import StoredPlan
 from prefect_llm_tiers.engine.reporting import finished_at
+from prefect_llm_tiers.engine.sharing import Patience, Sharing
 from prefect_llm_tiers.engine.standing import Survey
 from prefect_llm_tiers.engine.telling import Teller
 from prefect_llm_tiers.engine.throttle import Throttle
-from prefect_llm_tiers.errors import DeadlineInfeasible, DeadlineMissed, InputChanged, LeaseLost
+from prefect_llm_tiers.engine.waves import Waves
+from prefect_llm_tiers.errors import DeadlineMissed, LeaseLost
 from prefect_llm_tiers.planning.deciding import Decision, State, decide
-from prefect_llm_tiers.planning.plan import show_span
+from prefect_llm_tiers.planning.packing import Over
+from prefect_llm_tiers.planning.plan import Plan
 
 __all__ = ["Done", "Runner", "Waiting"]
 
@@ -49,13 +54,15 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
         finished_at: When the last one came in, on the run's clock.
         late: Whether that was past the deadline.
         failed: Rows that failed, those among them that were never asked.
-        reasons: Number of failed requests by reason.
+        reasons: Rows that were asked and failed, by reason.
+        permanent: Those of the reasons for which the provider would refuse the same request again.
     """
 
     finished_at: datetime
     late: bool
     failed: int
     reasons: dict[str, int]
+    permanent: frozenset[str] = frozenset()
 
 
 class Runner:
@@ -68,8 +75,10 @@ class Runner:
         self._job = job
         self._ports = ports
         self._survey = Survey(job, ports)
-        self._outstanding = Outstanding(job, ports, self._survey)
+        self._waves = Waves(job, ports, self._survey)
+        self._outstanding = Outstanding(job, ports, self._survey, self._waves)
         self._plan = StoredPlan(job, ports)
+        self._sharing = Sharing(ports)
         self._teller = Teller(job, ports, self._survey)
         self._throttles: dict[Tier, Throttle] = {}
         self._entry: Entry | None = None
@@ -82,30 +91,10 @@ class Runner:
 
         Raises:
             DeadlineInfeasible: The deadline is past at the first entry.
+            AccountChanged: The key belongs to another account than that of the first entry.
             InputChanged: The requests are not those of the first entry, and `on_input_change` is `raise`.
         """
-        job, clock, ledger = self._job, self._ports.clock, self._ports.ledger
-        now = clock.now()
-        deadline = min((bound for bound in (job.deadline, job.due) if bound is not None), default=None)
-        if deadline is not None and deadline <= now and job.infeasible == "raise" and not ledger.step_run(job.id):
-            msg = (
-                f"Step {job.step!r} was due at {deadline:%Y-%m-%d %H:%M}Z, {show_span(now - deadline)} before it "
-                "was first entered. Nothing was sent. Move the deadline, or pass infeasible='best_effort'."
-            )
-            raise DeadlineInfeasible(msg)
-        self._entry = Entry(
-            id=job.id,
-            flow_run_id=job.flow_run_id,
-            step=job.step,
-            key_digest=job.spool.digest,
-            requests=len(job.spool.distinct),
-            rows=job.rows,
-            deadline=deadline,
-            entered_at=now,
-        )
-        run = ledger.enter(self._entry, stamp=clock.wall())
-        if run.key_digest != self._entry.key_digest and job.on_input_change == "raise":
-            raise InputChanged(_changed_message(run, self._entry))
+        self._entry, run = enter(self._job, self._ports)
         # The first entry's deadline binds: a span that counts from "now" must not start again after a crash.
         self._deadline = run.deadline
         self._asks_failed_again = run.state is StepRunState.FAILED
@@ -183,7 +172,7 @@ class Runner:
             batches = await self._outstanding.tend()
             run = self._current()
             self._survey.refresh(run, lease)
-            if self._outstanding.attach():
+            if self._outstanding.attach(run):
                 continue
             run, plan = self._plan.read(run, self._survey, lease=lease)
             self._teller.tell(run, batches, deadline=self._deadline)
@@ -201,31 +190,83 @@ class Runner:
                 return await self._finish(run, [], lease)
             run, plan = self._plan.without_batch(run, plan, self._outstanding.barren(), lease=lease)
             decision = decide(plan, self._state(run, remaining, batches))
+            patience = self._sharing.patience(plan, run, remaining)
+            only_theirs = not batches and not self._survey.count(RequestState.OPEN)
+            if only_theirs and (patience.lasts or decision.tier is Tier.BATCH):
+                # Nothing is asked in another tier for what others are asking already.
+                return self._wait([], patience.until, "other runs ask what is left")
             run = self._switch(run, decision, lease)
             if decision.tier is Tier.BATCH:
-                if self._survey.count(RequestState.OPEN):
-                    self._outstanding.pack(run, lease)
-                    batches = self._outstanding.out()
-                if not batches or await self._outstanding.send(until=self._bound(decision)):
-                    continue
-                await self._outstanding.tend_others()
-                return self._wait(self._outstanding.out(), decision.review_at, "a batch is out")
-            cancelling = await self._outstanding.leave(run, batches, start_by=decision.start_by, lease=lease)
-            if cancelling:
-                return self._wait(cancelling, decision.start_by, "a cancel is not final yet")
-            if await self._ask_live(run, decision, lease):
-                self._plan.without_tier(self._current(), plan, decision.tier, lease=lease)
+                waiting = await self._go_on_in_batch(run, plan, decision, lease)
+            else:
+                waiting = await self._go_on_live(run, plan, decision, patience, batches=batches, lease=lease)
+            if waiting is not None:
+                return waiting
 
-    def _wait(self, batches: list[Batch], review_at: datetime | None, reason: str) -> Waiting:
+    async def _go_on_in_batch(self, run: StepRun, plan: Plan, decision: Decision, lease: Lease) -> Waiting | None:
+        """Send in batches what is open; return None where there is something to look at again."""
+        outstanding = self._outstanding
+        held = None
+        if self._survey.count(RequestState.OPEN):
+            packed = self._waves.pack(run, lease)
+            if packed.refused and not (packed.planned or packed.held_until or outstanding.out()):
+                # All that is left is more than a batch may enqueue: another tier takes it, or nothing does.
+                if not self._plan.without_room(run, plan, lease=lease):
+                    self._waves.fail(packed.refused, Over.TOKENS, run, lease)
+                return None
+            if packed.again:
+                return None
+            held = packed.held_until
+        if await outstanding.send(until=self._bound(decision.review_at)):
+            return None
+        await outstanding.tend_others()
+        out = outstanding.out()
+        if self._survey.out_in - {batch.id for batch in out}:
+            # Another process settled one since the rows were looked at: nothing would wake this one for it.
+            return None
+        return self._wait(out, decision.review_at, "a batch is out", held)
+
+    async def _go_on_live(
+        self, run: StepRun, plan: Plan, decision: Decision, patience: Patience, *, batches: list[Batch], lease: Lease
+    ) -> Waiting | None:
+        """Ask live what is open; return None where there is something to look at again."""
+        theirs = self._sharing.theirs(run, batches)
+        if theirs and not patience.lasts:
+            self._sharing.told(run, batches=theirs)
+            theirs = []
+        leaving = [batch for batch in batches if batch not in theirs]
+        cancelling = await self._outstanding.leave(run, leaving, start_by=decision.start_by, lease=lease)
+        if cancelling:
+            return self._wait(cancelling, decision.start_by, "a cancel is not final yet")
+        self._survey.refresh(run, lease)
+        claimed = len(self._survey.claimed())
+        unclaimed = bool(self._survey.count(RequestState.OPEN))
+        if not unclaimed and (patience.lasts or not claimed):
+            if not self._survey.count(RequestState.OUT):
+                return None
+            await self._outstanding.tend_others()
+            return self._wait(theirs, patience.until, "other runs ask what is left")
+        # What nobody asks comes first, however late it is: two runs in a hurry share the work and do not double it.
+        share = patience.lasts or unclaimed
+        if not share:
+            self._sharing.told(run, calls=claimed)
+        until = self._bound(decision.review_at, patience.until if theirs else None)
+        if await self._ask_live(run, decision.tier, lease, until=until, share=share):
+            self._plan.without_tier(self._current(), plan, decision.tier, lease=lease)
+        return None
+
+    def _wait(self, batches: list[Batch], review_at: datetime | None, reason: str, *others: datetime | None) -> Waiting:
         now = self._ports.clock.now()
         # One that has no next look is in the hands of another process.
         looks = [batch.next_poll_at or now + FIRST_POLL for batch in batches]
-        bounds = [*looks, *(bound for bound in (review_at, self._raise_at()) if bound is not None)]
+        if len(self._survey.claimed()):
+            looks.append(self._sharing.next_look())
+        bounds = [*looks, *(bound for bound in (review_at, self._raise_at(), *others) if bound is not None)]
         return Waiting(max(min(bounds, default=now + FIRST_POLL), now + LEAST_WAIT), reason)
 
-    def _bound(self, decision: Decision) -> datetime | None:
+    def _bound(self, *instants: datetime | None) -> datetime | None:
         """Return when to decide again at the latest, None: only when something happens."""
-        bounds = [bound for bound in (decision.review_at, self._raise_at()) if bound is not None]
+        bounds = [bound for bound in (*instants, self._raise_at()) if bound is not None]
         return max(min(bounds), self._ports.clock.now() + LEAST_WAIT) if bounds else None
 
     def _state(self, run: StepRun, remaining: int, batches: list[Batch]) -> State:
@@ -235,7 +276,7 @@ class Runner:
             tier=run.tier,
             remaining=remaining,
             batch_out=bool(batches),
-            batch_tried=self._outstanding.tried(),
+            batch_tried=self._waves.tried(),
         )
 
     def _switch(self, run: StepRun, decision: Decision, lease: Lease) -> StepRun:
@@ -244,37 +285,37 @@ class Runner:
             return run
         now, before = self._ports.clock.now(), run.tier
         run = self._ports.ledger.record_tier(run, decision.tier, lease=lease, at=now, detail=decision.reason)
+        crash_point("step.switched")
         self._ports.watcher.switched(step=run.step, before=before, after=decision.tier, at=now, reason=decision.reason)
         return run
 
-    async def _ask_live(self, run: StepRun, decision: Decision, lease: Lease) -> bool:
+    async def _ask_live(self, run: StepRun, tier: Tier, lease: Lease, *, until: datetime | None, share: bool) -> bool:
         """Ask what is open in a live tier; return whether the provider turned out not to offer it."""
-        self._survey.refresh(run, lease)
-        positions = self._survey.positions(RequestState.OPEN)
-        if not len(positions):
-            return False
+        self._sharing.moved()
         throttle = self._throttles.setdefault(
-            decision.tier,
+            tier,
             Throttle(
                 self._ports.clock,
                 ceiling=self._job.rate.concurrency,
                 requests_per_minute=self._job.rate.requests_per_minute,
             ),
         )
-        until, raise_at = self._bound(decision), self._raise_at()
+        raise_at = self._raise_at()
         cut_at = until + DRAIN if until is not None else None
         lane = LiveLane(
             self._job,
             self._ports,
             run=run,
-            tier=decision.tier,
+            tier=tier,
             lease=lease,
             throttle=throttle,
             until=until,
             cut_at=min(cut_at, raise_at) if cut_at is not None and raise_at is not None else cut_at,
+            not_before=self._survey.not_before(run),
+            share=share,
             settled=self._teller.live(run, deadline=self._deadline),
         )
-        return (await lane.run(iter(positions.tolist()))).tier_unsupported
+        return (await lane.run(self._survey.to_ask(run, share=share))).tier_unsupported
 
     # Deadline and end
 
@@ -302,6 +343,7 @@ class Runner:
                 # It ended otherwise under another `max_failed`; the ledger knows no way from one end to the other.
                 run = ledger.finish(run, StepRunState.RUNNING, lease=lease, at=now)
             run = ledger.finish(run, state, lease=lease, at=now)
+            crash_point("step.finished")
         # After the end is on record: what is done for others does not make this step late. A batch that is out
         # carries only what was answered elsewhere meanwhile.
         await self._outstanding.cancel(batches)
@@ -312,14 +354,6 @@ class Runner:
             finished_at=ended,
             late=self._deadline is not None and ended > self._deadline,
             failed=failed,
-            reasons=dict(self._survey.reasons),
+            reasons=dict(self._survey.reasons()),
+            permanent=frozenset(self._survey.permanent),
         )
-
-
-def _changed_message(run: StepRun, entry: Entry) -> str:
-    return (
-        f"Step {run.step!r} was first entered at {run.entered_at:%Y-%m-%d %H:%M}Z with {run.requests:,} requests "
-        f"over {run.rows:,} rows, and now builds {entry.requests:,} over {entry.rows:,}, at least one of them "
-        "another. A file that changed or a date in a prompt does that. Nothing was sent. Make the prompts the same "
-        "again, pass on_input_change='ask' to ask what is new, or start a new flow run."
-    )

@@ -1,21 +1,37 @@
 """Sending a batch: the intent is committed before the call, the confirmation after it."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
+from functools import partial
 
 from prefect_llm_tiers.core.batches import Batch, BatchState
-from prefect_llm_tiers.core.ports import BatchLine, CallFailed, FailureMeaning
-from prefect_llm_tiers.core.requests import Endpoint, custom_id
+from prefect_llm_tiers.core.ports import CallFailed, FailureMeaning
+from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.core.runs import Lease
-from prefect_llm_tiers.engine.heartbeat import LEASE
+from prefect_llm_tiers.crash_points import crash_point
+from prefect_llm_tiers.engine.heartbeat import Heartbeat
 from prefect_llm_tiers.engine.job import Job, Ports
-from prefect_llm_tiers.errors import CredentialsRejected, LeaseLost, QuotaExhausted, RequestRejected, UnknownModel
+from prefect_llm_tiers.engine.outgoing import OutgoingLines
+from prefect_llm_tiers.errors import (
+    CredentialsRejected,
+    IllegalTransition,
+    LeaseLost,
+    QuotaExhausted,
+    RequestRejected,
+    UnknownModel,
+)
+from prefect_llm_tiers.planning.packing import line_bytes
 
-__all__ = ["CREATE_TIMEOUT", "Submission"]
+__all__ = ["CREATE_TIMEOUT", "Submission", "create_timeout"]
 
 CREATE_TIMEOUT = timedelta(seconds=120)
-"""How long the provider may take to confirm a batch; a lease that was just renewed outlasts it."""
+"""How long the provider may take to confirm a batch whose requests it has in a file."""
+
+SLOWEST_LINK = 1_000_000
+"""Bytes a second that a create which carries its requests is given time for: 256 MB in six minutes."""
+
+LEASE_MARGIN = timedelta(seconds=60)
+"""By how much the lease outlasts the create: whoever takes over finds none under way."""
 
 FILE_LIFE = timedelta(days=30)
 
@@ -30,6 +46,11 @@ _PAUSE = timedelta(seconds=60)
 _NEVER_TAKEN = frozenset({"rejected", "quota", "auth", "tier_unsupported"})
 
 
+def create_timeout(body_bytes: int) -> timedelta:
+    """Return how long the provider may take to confirm a batch whose create carries so many bytes."""
+    return CREATE_TIMEOUT + timedelta(seconds=body_bytes / SLOWEST_LINK)
+
+
 class Submission:
     """Sends the planned batches of a step run."""
 
@@ -37,12 +58,14 @@ class Submission:
         self._job = job
         self._ports = ports
 
-    async def send(self, batch: Batch, lease: Lease, *, until: datetime | None) -> Batch:
+    async def send(self, batch: Batch, heartbeat: Heartbeat, *, until: datetime | None) -> Batch:
         """Upload, commit the intent, send it once, commit the confirmation.
+
+        A file that an earlier process uploaded for this submission and wrote down is used again.
 
         Args:
             batch: A planned one.
-            lease: The batch's own.
+            heartbeat: Keeps the batch's own lease.
             until: When its rows are needed elsewhere: an upload that is not over by then is dropped.
 
         Raises:
@@ -52,44 +75,40 @@ class Submission:
             UnknownModel: The model is not offered; its rows are released.
         """
         ledger, clock, provider = self._ports.ledger, self._ports.clock, self._ports.provider
-        if not self._can_build(batch):
-            return self._not_ours_to_send(batch, lease)
-        try:
-            async with asyncio.timeout(self._left_s(until)):
-                file_id = await provider.upload(
-                    self._lines(batch),
-                    model=batch.model,
-                    endpoint=Endpoint(batch.endpoint),
-                    token=batch.token,
-                    expires_after=FILE_LIFE,
-                )
-        except TimeoutError:
-            return batch
-        except CallFailed as failure:
-            if failure.meaning.kind in _NEVER_TAKEN:
-                raise self._refused(batch, failure.meaning, lease) from None
-            raise
+        carried = self._bytes(batch)
+        if carried is None:
+            return self._not_ours_to_send(batch, heartbeat.lease)
+        # Of the current token: whoever gives a batch a new one forgets the file in the same transaction.
+        used_again = batch.input_file_id is not None
+        if not used_again:
+            try:
+                async with asyncio.timeout(self._left_s(until)):
+                    batch = await self._upload(batch, heartbeat.lease)
+            except TimeoutError:
+                return batch
         if until is not None and clock.now() >= until:
             return batch
-        # The lease must outlast the call: whoever takes over finds no create under way.
-        lease = ledger.renew(lease, until=clock.now() + LEASE)
-        batch = ledger.advance_batch(batch, BatchState.SUBMITTING, lease=lease, at=clock.now(), input_file_id=file_id)
+        timeout = self._timeout(0 if batch.input_file_id is not None else carried, until)
+        lease = heartbeat.outlast(timeout + LEASE_MARGIN)
+        batch = ledger.advance_batch(batch, BatchState.SUBMITTING, lease=lease, at=clock.now())
         # A crash from here to the confirmation leaves SUBMITTING, which recovery resolves.
+        crash_point("batch.intent")
         try:
             seen = await provider.create_batch(
-                input_file_id=file_id,
+                input_file_id=batch.input_file_id,
                 lines=self._lines(batch),
                 model=batch.model,
                 endpoint=Endpoint(batch.endpoint),
                 token=batch.token,
-                timeout_s=CREATE_TIMEOUT.total_seconds(),
+                timeout_s=timeout.total_seconds(),
             )
         except CallFailed as failure:
-            return self._not_confirmed(batch, failure.meaning, lease)
+            return self._not_confirmed(batch, failure.meaning, lease, used_again=used_again)
         except (CredentialsRejected, UnknownModel) as error:
             # The provider answered that it did not take it.
             self._discard(batch, lease, type(error).__name__)
             raise
+        crash_point("batch.create.sent")
         try:
             batch = ledger.advance_batch(
                 batch,
@@ -99,16 +118,49 @@ class Submission:
                 provider_batch=seen,
                 next_poll_at=clock.now() + LOOK_AFTER,
             )
-        except LeaseLost:
+        except (LeaseLost, IllegalTransition):
             # Whoever took over need not search for what is known: the id is a fact.
             ledger.note_batch(batch, provider_batch=seen)
             raise
+        crash_point("batch.confirmed")
         self._ports.watcher.submitted(batch)
         return batch
 
-    def _not_confirmed(self, batch: Batch, meaning: FailureMeaning, lease: Lease) -> Batch:
+    async def _upload(self, batch: Batch, lease: Lease) -> Batch:
+        """Upload the requests and write the file's id down; without files nothing happens here."""
+        try:
+            file_id = await self._ports.provider.upload(
+                self._lines(batch),
+                model=batch.model,
+                endpoint=Endpoint(batch.endpoint),
+                token=batch.token,
+                expires_after=FILE_LIFE,
+            )
+        except CallFailed as failure:
+            if failure.meaning.kind in _NEVER_TAKEN:
+                raise self._refused(batch, failure.meaning, lease) from None
+            raise
+        if file_id is None:
+            return batch
+        crash_point("batch.uploaded")
+        batch = self._ports.ledger.note_batch(batch, input_file_id=file_id)
+        crash_point("batch.file.recorded")
+        return batch
+
+    def _timeout(self, carried: int, until: datetime | None) -> timedelta:
+        """Return how long the create may take: by its bytes, and hardly past the instant its rows are needed."""
+        timeout = create_timeout(carried)
+        if until is None:
+            return timeout
+        return min(timeout, max(CREATE_TIMEOUT, until - self._ports.clock.now()))
+
+    def _not_confirmed(self, batch: Batch, meaning: FailureMeaning, lease: Lease, *, used_again: bool) -> Batch:
         """Draw the consequence of a create that was not confirmed."""
         ledger, now = self._ports.ledger, self._ports.clock.now()
+        if meaning.kind == "rejected" and used_again:
+            # It was not taken, perhaps because the file is gone; with a new one it is taken or refused for good.
+            detail = f"refused with the file on record ({meaning.reason}); uploaded anew"
+            return ledger.advance_batch(batch, BatchState.PLANNED, lease=lease, at=now, next_poll_at=now, detail=detail)
         if meaning.kind in _NEVER_TAKEN:
             raise self._refused(batch, meaning, lease)
         if meaning.kind in ("rate_limit", "capacity") and not meaning.maybe_billed:
@@ -127,7 +179,7 @@ class Submission:
             f"Batch {batch.id} may have been submitted: the provider did not confirm it ({meaning.reason}). It is "
             "looked for before anything is sent again."
         )
-        return ledger.note_batch(batch, next_poll_at=now + LOOK_AFTER)
+        return ledger.note_batch(ledger.doubt(batch), next_poll_at=now + LOOK_AFTER)
 
     def _refused(self, batch: Batch, meaning: FailureMeaning, lease: Lease) -> RequestRejected | QuotaExhausted:
         """Release the rows of a batch that it is useless to send again, and return the error that says so."""
@@ -157,16 +209,17 @@ class Submission:
     def _left_s(self, until: datetime | None) -> float | None:
         return None if until is None else max((until - self._ports.clock.now()).total_seconds(), 0.0)
 
-    def _can_build(self, batch: Batch) -> bool:
-        return all(
-            position is not None
-            for keys in self._ports.ledger.batch_keys(batch.id)
-            for position in self._job.spool.positions(keys)
-        )
-
-    async def _lines(self, batch: Batch) -> AsyncIterator[BatchLine]:
-        spool = self._job.spool
+    def _bytes(self, batch: Batch) -> int | None:
+        """Return the bytes of a batch's lines, about; None where not all of its rows are here."""
+        total = 0
         for keys in self._ports.ledger.batch_keys(batch.id):
-            for key, position in zip(keys, spool.positions(keys), strict=True):
-                assert position is not None  # `_can_build` has looked
-                yield BatchLine(custom_id=custom_id(key, batch.token), body=spool.read(position).body)
+            for position in self._job.spool.positions(keys):
+                if position is None:
+                    return None
+                total += line_bytes(self._job.spool.length(position), batch.endpoint)
+        return total
+
+    def _lines(self, batch: Batch) -> OutgoingLines:
+        # All of its rows are there: `_bytes` has looked.
+        groups = partial(self._ports.ledger.batch_keys, batch.id)
+        return OutgoingLines(self._job.spool, groups, token=batch.token)

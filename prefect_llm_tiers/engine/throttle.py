@@ -69,6 +69,11 @@ class Throttle:
                 self._next_start -= self._spacing
                 raise
 
+    def unused(self) -> None:
+        """Note that a call that might have started now is not made after all: its start is another's."""
+        if self._spacing is not None:
+            self._next_start -= self._spacing
+
     def release(self) -> None:
         """Note that a call ended."""
         self._in_flight -= 1
@@ -137,6 +142,10 @@ class Circuit:
             else:
                 await self._clock.sleep_until(self._probe_at)
         return False
+
+    def unused(self) -> None:
+        """Note that the probe was not made after all: the next of those that wait makes it."""
+        self._probe_over()
 
     def answered(self) -> None:
         """Close the circuit: a call came through."""

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Coroutine
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect_llm_tiers.core.ports import Clock
 from prefect_llm_tiers.errors import LLMTiersError
 
 __all__ = ["Dropped", "Visit"]
+
+T = TypeVar("T")
 
 
 class Dropped(Exception):
@@ -51,14 +53,14 @@ class Visit:
             if not wait.expired():
                 wait.reschedule(0)
 
-    async def bounded(self, wait: Coroutine[Any, Any, object]) -> None:
+    async def bounded(self, wait: Coroutine[Any, Any, T]) -> T:
         """Wait, but not past the end of the visit. Raises `Dropped` then."""
         left_s = None if self._until is None else (self._until - self._clock.now()).total_seconds()
         try:
             async with asyncio.timeout(left_s) as bound:
                 self._waits.add(bound)
                 try:
-                    await wait
+                    return await wait
                 finally:
                     self._waits.discard(bound)
         except TimeoutError:

@@ -150,10 +150,11 @@ def _wait_for_cancel(plan: Plan, step: StepPlan, state: State, law: LiveLaw) -> 
 def _on_sure(plan: Plan, step: StepPlan, state: State) -> Decision:
     """Stay, or escalate when the tier would be late even on an ordinary night; before that it is noise."""
     laws = dict(step.sure)
-    tier = Tier.PRIORITY if state.tier is Tier.PRIORITY else Tier.STANDARD
+    tier, reason = (Tier.PRIORITY if state.tier is Tier.PRIORITY else Tier.STANDARD), ""
     if tier not in laws:
         # The provider does not offer it after all; the only way back to a cheaper tier.
         tier = _sure_tier(plan, step, state)
+        reason = f"{state.tier} is not offered"
     law = laws.get(tier)
     waited = _wait_for_cancel(plan, step, state, law) if law is not None else None
     if (
@@ -163,7 +164,7 @@ def _on_sure(plan: Plan, step: StepPlan, state: State) -> Decision:
         or step.latest_finish is None
         or _missed(plan, step, state)
     ):
-        return Decision(tier=tier, start_by=waited)
+        return Decision(tier=tier, start_by=waited, reason=reason)
     latest = shifted(step.latest_finish, -law.median_s(state.remaining))
     if state.now > latest:
         waited = _wait_for_cancel(plan, step, state, laws[Tier.PRIORITY])
@@ -171,20 +172,24 @@ def _on_sure(plan: Plan, step: StepPlan, state: State) -> Decision:
     # Asked again just past that instant, and not again and again while it moves on with the work.
     left_s = (step.latest_finish - state.now).total_seconds()
     review_at = max(shifted(latest, 1.0), shifted(state.now, max(_REVIEW_SHARE * left_s, 1.0)))
-    return Decision(tier=tier, review_at=review_at, start_by=waited)
+    return Decision(tier=tier, review_at=review_at, start_by=waited, reason=reason)
+
+
+_OUT = "a batch carries these requests already"
+"""Said where a run begins by waiting for what another one has sent."""
 
 
 def _in_batch(plan: Plan, step: StepPlan, state: State) -> Decision:
     if not step.sure and step.flex is None:
-        return Decision(tier=Tier.BATCH)
+        return Decision(tier=Tier.BATCH, reason=_OUT)
     if _missed(plan, step, state):
         return _too_late_to_wait(plan, step, state)
     start_by = _start_by(plan, step, state)
     if start_by is None:
-        return Decision(tier=Tier.BATCH, review_at=miss_at(plan, step))
+        return Decision(tier=Tier.BATCH, review_at=miss_at(plan, step), reason=_OUT)
     leave_at = shifted(start_by, -step.cancel_s)
     if state.now < leave_at:
-        return Decision(tier=Tier.BATCH, review_at=leave_at)
+        return Decision(tier=Tier.BATCH, review_at=leave_at, reason=_OUT)
     reason = "the last instant at which leaving batch still meets the deadline"
     tier = _sure_tier(plan, step, state)
     law = dict(step.sure).get(tier)

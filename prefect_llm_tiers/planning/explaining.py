@@ -15,6 +15,8 @@ __all__ = ["infeasible_message"]
 
 _MOST_NAMED = 4
 
+_IN_ORDER = (Tier.BATCH, Tier.FLEX, Tier.STANDARD, Tier.PRIORITY)
+
 
 def infeasible_message(problem: Problem, best: Plan, hurried: Mapping[str, Night]) -> str:
     """Return the message of `DeadlineInfeasible`.
@@ -27,7 +29,7 @@ def infeasible_message(problem: Problem, best: Plan, hurried: Mapping[str, Night
     step, due = _tightest(problem, hurried)
     left = due - problem.now
     leaves = f"leaves {show_span(left)}" if left > timedelta(0) else f"is {show_span(-left)} past"
-    off = [tier for tier in (Tier.BATCH, Tier.FLEX, Tier.STANDARD, Tier.PRIORITY) if not _allows(step, tier)]
+    off = [tier for tier in _IN_ORDER if tier in step.offered and not _allows(step, tier)]
     without = f"with {_joined(off)} off, " if off else ""
     asking = [one for one in problem.steps if one.requests > 0 and one.name in _ancestry(problem, step)]
     need, on_time = _needed(problem, step, left, hurried), f"to be on time with {100 * problem.on_time:g} %"

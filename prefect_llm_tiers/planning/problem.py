@@ -21,6 +21,7 @@ class StepProblem(msgspec.Struct, frozen=True, kw_only=True):
         answered: How many are answered already, and cost nothing.
         batch: Law of a batch over all of them; None where batch may not be used.
         live: Law of each live tier that may be used.
+        offered: Tiers that the provider offers for the model, whether they may be used or not.
         cost_usd: What all requests cost in each tier; a tier without a price is absent.
         unpriced: Tiers whose cost is planned by the provider's published ratio, or not at all.
         after: Names of the steps it needs.
@@ -35,6 +36,7 @@ class StepProblem(msgspec.Struct, frozen=True, kw_only=True):
     answered: int = 0
     batch: BatchLaw | None = None
     live: Mapping[Tier, LiveLaw]
+    offered: frozenset[Tier] = frozenset(Tier)
     cost_usd: Mapping[Tier, Decimal]
     unpriced: frozenset[Tier] = frozenset()
     after: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ def ticking() -> Callable[[], datetime]:
 
 
 MODELS = {Dialect.OPENAI: "gpt-6-luna", Dialect.ANTHROPIC: "claude-haiku-5-5"}
+EMBEDDER = "text-embedding-3-small"
 ENDPOINTS = {Dialect.OPENAI: Endpoint.RESPONSES, Dialect.ANTHROPIC: Endpoint.MESSAGES}
 
 Accept = Callable[[str], str | None]
@@ -119,13 +120,13 @@ class Box:
         Args:
             owner: Its name.
             work: What it does.
-            **parameters: `dialect`, `prompts`, `ledger` and `clock` where they are not the box's own; everything
-                else goes to the job.
+            **parameters: `dialect`, `endpoint`, `prompts`, `api_key`, `ledger` and `clock` where they are not the
+                box's own; everything else goes to the job.
         """
         dialect = parameters.pop("dialect", Dialect.OPENAI)
         spec = ProviderSpec(
             dialect=dialect,
-            api_key="simulated",
+            api_key=parameters.pop("api_key", "simulated"),
             base_url="http://localhost/v1" if dialect is Dialect.OPENAI else "http://localhost",
         )
         provider = open_provider(spec, app=self.served)
@@ -133,13 +134,14 @@ class Box:
         prompts = parameters.pop("prompts", [f"Document {number}. It tells of things." for number in range(20)])
         ledger, clock = parameters.pop("ledger", self.ledger), parameters.pop("clock", self.clock)
         try:
-            model = MODELS[dialect]
+            endpoint = parameters.pop("endpoint", ENDPOINTS[dialect])
+            model = EMBEDDER if endpoint is Endpoint.EMBEDDINGS else MODELS[dialect]
             account = await provider.identify(model)
             with Spool() as spool:
-                spool.append(_requests(prompts, dialect, account))
+                spool.append(_requests(prompts, dialect, account, endpoint))
                 spool.seal()
-                capabilities = provider.capabilities(model, ENDPOINTS[dialect])
-                job = _job(spool, dialect, account, capabilities, parameters)
+                capabilities = provider.capabilities(model, endpoint)
+                job = _job(spool, dialect, account, capabilities, {"model": model, "endpoint": endpoint} | parameters)
                 ports = Ports(
                     ledger=ledger, provider=provider, clock=clock, chance=random.Random(0), watcher=notes, owner=owner
                 )
@@ -176,6 +178,17 @@ async def to_the_end(process: Process) -> Process:
     return process
 
 
+async def now_and_then(process: Process) -> Process:
+    """Do the same with half an hour between two steps at least, as a run that is woken up by a schedule."""
+    process.runner.enter()
+    clock = process.ports.clock
+    while isinstance(outcome := await process.runner.advance(), Waiting):
+        await clock.sleep_until(max(outcome.until, clock.now() + timedelta(minutes=30)))
+    process.done = outcome
+    process.keys = process.job.spool.keys(process.job.spool.first)
+    return process
+
+
 def until(instant: datetime) -> Callable[[Process], Awaitable[Process]]:
     """Advance a step run until an instant, and drop it there."""
 
@@ -193,10 +206,12 @@ def until(instant: datetime) -> Callable[[Process], Awaitable[Process]]:
     return work
 
 
-def _requests(prompts: Sequence[str], dialect: Dialect, account: str) -> list[Request]:
+def _requests(prompts: Sequence[Any], dialect: Dialect, account: str, endpoint: Endpoint) -> list[Request]:
     requests = []
     for prompt in prompts:
-        if dialect is Dialect.OPENAI:
+        if endpoint is Endpoint.EMBEDDINGS:
+            body = {"model": EMBEDDER, "input": prompt}
+        elif dialect is Dialect.OPENAI:
             body = {"model": MODELS[dialect], "input": prompt, "max_output_tokens": 200}
         else:
             body = {
@@ -205,7 +220,7 @@ def _requests(prompts: Sequence[str], dialect: Dialect, account: str) -> list[Re
                 "max_tokens": 200,
             }
         encoded = canonical_json(body)
-        key = request_key(account=account, endpoint=ENDPOINTS[dialect], body=encoded)
+        key = request_key(account=account, endpoint=endpoint, body=encoded)
         requests.append(Request(key=key, body=encoded))
     return requests
 

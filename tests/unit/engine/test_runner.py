@@ -1,20 +1,24 @@
 """The life of a step run over a real ledger, the real SDKs and a simulated provider."""
 
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from prefect_llm_tiers.core.batches import BatchState
-from prefect_llm_tiers.core.runs import RequestState
+from prefect_llm_tiers.core.requests import Endpoint
+from prefect_llm_tiers.core.runs import Entry, RequestState
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.engine.recovery import PROOF_AFTER
 from prefect_llm_tiers.engine.reporting import report_of
-from prefect_llm_tiers.errors import DeadlineInfeasible, DeadlineMissed, InputChanged
-from prefect_llm_tiers.providers.capabilities import Dialect
-from prefect_llm_tiers.simulator.settings import BatchLaw, FlexOutages
+from prefect_llm_tiers.errors import AccountChanged, DeadlineInfeasible, DeadlineMissed, InputChanged
+from prefect_llm_tiers.providers.capabilities import Dialect, capabilities_of
+from prefect_llm_tiers.simulator.settings import BatchLaw, FlexOutages, WorldSettings
+from prefect_llm_tiers.simulator.simulation import Simulation
 from tests.unit.engine.box import START, Box, Process, answered, paid, to_the_end, until
-from tests.unit.engine.faults import losing_replies, refusing
+from tests.unit.engine.faults import Call, Died, Mortal, Reply, losing_replies, meddling, refusing
 
 BOTH = pytest.mark.parametrize("dialect", list(Dialect))
 
@@ -233,6 +237,84 @@ def test_other_rows_are_asked_where_that_is_wanted(tmp_path: Path) -> None:
     assert box.account.asked_more_than_once == 0
 
 
+def test_only_rows_whose_request_really_changed_are_asked_anew(tmp_path: Path) -> None:
+    """A prompt function that changed while its batch was out: what it sent is harvested, and paid, all the same."""
+    box = Box.at(tmp_path, batch=BatchLaw(median_s=3600, sigma=0, stuck_share=0))
+    before = [f"Document {number}." for number in range(20)]
+    box.process("first", until(START + timedelta(minutes=10)), prompts=before, due_in=None)
+    after = ["Another first document.", *before[1:]]
+    process = box.carry_out("second", prompts=after, on_input_change="ask", due_in=None)
+    assert answered(box, process) == 20
+    assert box.account.asked == 21
+    assert box.account.asked_more_than_once == 0
+    assert paid(box) == box.account.billed_usd
+
+
+def test_a_refused_entry_changes_nothing_for_the_run(tmp_path: Path) -> None:
+    """After `InputChanged` the first entry's rows are still there: entered again as they were, they go on."""
+    box = Box.at(tmp_path)
+    box.process("first", until(START + timedelta(minutes=1)))
+    with pytest.raises(InputChanged):
+        box.carry_out("second", prompts=["a", "b", "c"])
+    assert answered(box, box.carry_out("third")) == 20
+    assert box.account.batches_created == 1
+
+
+@BOTH
+def test_another_account_under_the_same_block_is_refused(tmp_path: Path, dialect: Dialect) -> None:
+    """What is out belongs to the first account: nothing is sent under the second, and the first one goes on."""
+    box = Box.at(tmp_path, organization="org-a")
+    box.process("first", until(START + timedelta(minutes=1)), dialect=dialect)
+    other = Simulation(WorldSettings(organization="org-b"), box.clock)
+    first, box.served = box.served, other.app
+    with pytest.raises(AccountChanged, match=r"account org-a.* now belongs to org-b.*nothing was sent"):
+        box.carry_out("second", dialect=dialect, api_key="another-organisations")
+    assert (other.account().asked, other.account().batches_created) == (0, 0)
+    box.served = first
+    # A rotated key of the same account is no other account.
+    third = box.carry_out("third", dialect=dialect, api_key="a-new-one")
+    assert answered(box, third) == 20
+    assert box.account.batches_created == 1
+
+
+def test_a_run_of_an_older_ledger_names_no_account_and_goes_on(tmp_path: Path) -> None:
+    """Only an account that was written down can differ."""
+    box = Box.at(tmp_path)
+
+    async def work(process: Process) -> Process:
+        spool = process.job.spool
+        entry = Entry(
+            id="run-1",
+            flow_run_id="flow-1",
+            step="summary",
+            key_digest=spool.digest,
+            requests=20,
+            rows=20,
+            provider="",
+            account="",
+            deadline=None,
+            entered_at=START,
+        )
+        box.ledger.enter(entry, stamp=box.clock.wall())
+        return await to_the_end(process)
+
+    assert answered(box, box.process("first", work)) == 20
+
+
+def test_a_request_that_no_batch_holds_fails_alone(tmp_path: Path) -> None:
+    """It fails with the limit's name, the others go out, and asking it again would only repeat that."""
+    box = Box.at(tmp_path)
+    offered = capabilities_of(Dialect.OPENAI, "gpt-6-luna", Endpoint.RESPONSES)
+    assert offered.batch is not None
+    small = msgspec.structs.replace(offered, batch=msgspec.structs.replace(offered.batch, bytes=3000))
+    prompts = ["One.", "A long one. " + "x" * 3000, "Another one."]
+    process = box.carry_out(prompts=prompts, capabilities=small, tiers=(Tier.BATCH,), due_in=None)
+    assert answered(box, process) == 2
+    assert process.done is not None
+    assert process.done.reasons == {"larger_than_a_batch": 1}
+    assert process.done.permanent == {"larger_than_a_batch"}
+
+
 def test_answers_of_no_use_are_asked_again_and_then_fail_the_row(tmp_path: Path) -> None:
     """`max_attempts` answers are paid for; then the row fails with the reason, and the others stand."""
     box = Box.at(tmp_path)
@@ -263,7 +345,8 @@ def test_a_row_whose_samples_fail_is_one_failed_row(tmp_path: Path) -> None:
     process = box.carry_out(samples=2, accept=picky, max_attempts=1, max_failed=1)
     assert process.done is not None
     assert process.done.failed == 1
-    assert process.done.reasons == {"unparsable: test": 2}
+    assert process.done.reasons == {"unparsable: test": 1}
+    assert process.done.permanent == frozenset()
 
 
 def test_failures_stick_within_a_step_run_that_passed_and_are_asked_again_after_one_that_failed(
@@ -285,6 +368,49 @@ def test_failures_stick_within_a_step_run_that_passed_and_are_asked_again_after_
     recovered = box.carry_out("fourth", id="run-2")
     assert box.account.asked == once + 20
     assert answered(box, recovered) == 20
+
+
+def test_rows_that_failed_are_not_asked_again_by_the_next_process_of_a_run_that_died(tmp_path: Path) -> None:
+    """A failure of a step run sticks while the run goes on, whoever carries it out; the next run asks again."""
+    box = Box.at(tmp_path)
+    judged = Counter[str]()
+
+    def judge(call: Call) -> Reply | None:
+        if b"Document 3." not in call.body:
+            return None
+        judged["all"] += 1
+        return Reply(400, b'{"error": {"code": "invalid_value", "message": "no"}}')
+
+    box.served = meddling(box.served, judge)
+    mortal = Mortal(box.ledger, at=40, after=True)
+    prompts = [f"Document {n}. It tells of things." for n in range(200)]
+    with pytest.raises(Died):
+        box.process("first", to_the_end, prompts=prompts, tiers=(Tier.STANDARD,), ledger=mortal)
+    assert judged["all"] == 1
+    assert 0 < box.account.answered < 199
+    for owner in ("second", "third"):
+        # Each begins when the lease of the one before has ended.
+        process = box.carry_out(owner, prompts=prompts, tiers=(Tier.STANDARD,), max_failed=1)
+        assert answered(box, process) == 199
+        assert process.done is not None
+        assert process.done.reasons == {"invalid_value": 1}
+        assert process.done.permanent == {"invalid_value"}
+        assert judged["all"] == 1
+    box.carry_out("fourth", id="run-2", prompts=prompts, tiers=(Tier.STANDARD,), max_failed=1)
+    assert judged["all"] == 2
+
+
+def test_reasons_count_rows_and_not_requests(tmp_path: Path) -> None:
+    """Rows that ask the same each count, as they do in `failed`."""
+    box = Box.at(tmp_path)
+
+    def never(text: str) -> str | None:
+        return "unparsable: test"
+
+    process = box.carry_out(prompts=["The same."] * 4 + ["Another."], accept=never, max_attempts=1, max_failed=5)
+    assert process.done is not None
+    assert process.done.failed == 5
+    assert process.done.reasons == {"unparsable: test": 5}
 
 
 def test_one_process_at_a_time_decides(tmp_path: Path) -> None:
@@ -316,7 +442,7 @@ def test_calls_of_a_dead_process_are_listed_and_asked_again(tmp_path: Path) -> N
         lease = box.ledger.acquire("step:run-1", owner="first", now=now, until=now + timedelta(minutes=5))
         assert lease is not None
         keys = process.job.spool.keys([0, 1, 2])
-        box.ledger.begin_calls(keys, run=run, tier=Tier.STANDARD, lease=lease, at=now)
+        box.ledger.begin_calls(keys, run=run, tier=Tier.STANDARD, lease=lease, at=now, not_before=None)
 
     box.process("first", die)
     second = box.carry_out("second", tiers=(Tier.STANDARD,))

@@ -71,7 +71,7 @@ def test_death_at_any_write_of_a_batch_that_is_left_costs_nothing(tmp_path: Path
     worlds = dies_at_every_write(
         tmp_path,
         tiers=(Tier.BATCH, Tier.STANDARD),
-        due_in=timedelta(minutes=30),
+        due_in=timedelta(minutes=24),
         settings={"stuck_batches": ("openai:0", "openai:1"), "seed": 7, "cancel_s": (60.0, 90.0)},
     )
     assert len(worlds) > 30
@@ -153,8 +153,10 @@ def test_calls_of_whoever_had_the_run_in_between_are_listed(tmp_path: Path) -> N
             "step:run-1", owner="other", now=clock.now(), until=clock.now() + timedelta(minutes=5)
         )
         assert lease is not None
+        [batch] = box.ledger.batches_of(run.id)
+        box.ledger.leave(batch.id, run=run_now, lease=lease, at=clock.now())
         box.ledger.begin_calls(
-            process.job.spool.keys([0]), run=run_now, tier=Tier.STANDARD, lease=lease, at=clock.now()
+            process.job.spool.keys([0]), run=run_now, tier=Tier.STANDARD, lease=lease, at=clock.now(), not_before=None
         )
         return await to_the_end(process)
 

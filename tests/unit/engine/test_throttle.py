@@ -142,3 +142,20 @@ def test_a_stall_holds_the_circuit_open_for_longer_than_a_refusal() -> None:
         assert clock.now() == START + Circuit.STALLED > START + Circuit.REFUSED
 
     in_time(work)
+
+
+def test_a_start_that_is_not_used_is_the_next_ones() -> None:
+    """A call that turned out not to be needed costs no turn of the account's rate."""
+
+    async def work(clock: SimulatedClock) -> None:
+        throttle = Throttle(clock, ceiling=4, requests_per_minute=6)
+        for _ in range(20):
+            await throttle.acquire()
+            throttle.unused()
+            throttle.release()
+        assert clock.now() == START
+        for _ in range(2):
+            await throttle.acquire()
+        assert clock.now() == START + timedelta(seconds=10)
+
+    in_time(work)

@@ -252,6 +252,17 @@ def test_infeasible_says_the_numbers_and_what_helps() -> None:
     )
 
 
+def test_infeasible_advises_no_tier_that_is_not_offered() -> None:
+    """What the provider does not offer for the model is neither called off nor advised."""
+    slow = msgspec.structs.replace(
+        step("label", tiers=(Tier.STANDARD,), slower=12.5), offered=frozenset({Tier.STANDARD, Tier.BATCH})
+    )
+    with pytest.raises(DeadlineInfeasible) as caught:
+        plan(chain(slow, hours=4))
+    assert "with batch off, 5,000 requests" in str(caught.value)
+    assert "allow tier 'batch', or pass" in str(caught.value)
+
+
 def test_infeasible_chains_name_their_steps() -> None:
     """A chain that takes too long together says which steps make up the time."""
     tiers = (Tier.STANDARD, Tier.PRIORITY)
