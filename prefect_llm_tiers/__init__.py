@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prefect_llm_tiers.chain import Chain, by
     from prefect_llm_tiers.core.tiers import Tier
     from prefect_llm_tiers.errors import (
+        AccountChanged,
         ColumnExists,
         ConfigurationError,
         CredentialsRejected,
@@ -40,16 +41,23 @@ if TYPE_CHECKING:
         RateLimited,
         RequestRejected,
         RowsFailed,
+        RunForgotten,
         SchemaUnsupported,
         SubmissionUnknown,
         UnknownModel,
     )
     from prefect_llm_tiers.step import LLMStep, llm_step
+    from prefect_llm_tiers.tasks import collect_batch, submit_batch, wait_for_batch
+    from prefect_llm_tiers.tickets import BatchAnswer, BatchCounts, BatchTicket
 
     __version__: str
 
 __all__ = [
+    "AccountChanged",
     "AnthropicProvider",
+    "BatchAnswer",
+    "BatchCounts",
+    "BatchTicket",
     "Chain",
     "ColumnExists",
     "ConfigurationError",
@@ -74,6 +82,7 @@ __all__ = [
     "RateLimited",
     "RequestRejected",
     "RowsFailed",
+    "RunForgotten",
     "SchemaUnsupported",
     "SimulatedProvider",
     "SubmissionUnknown",
@@ -81,11 +90,17 @@ __all__ = [
     "UnknownModel",
     "__version__",
     "by",
+    "collect_batch",
     "llm_step",
+    "submit_batch",
+    "wait_for_batch",
 ]
 
 _HOMES = {
     "AnthropicProvider": "blocks",
+    "BatchAnswer": "tickets",
+    "BatchCounts": "tickets",
+    "BatchTicket": "tickets",
     "Chain": "chain",
     "LLMStep": "step",
     "LedgerDatabase": "blocks",
@@ -93,7 +108,10 @@ _HOMES = {
     "SimulatedProvider": "blocks",
     "Tier": "core.tiers",
     "by": "chain",
+    "collect_batch": "tasks",
     "llm_step": "step",
+    "submit_batch": "tasks",
+    "wait_for_batch": "tasks",
 }
 """The module of each public name; one that is not here is an error's."""
 

@@ -4,6 +4,7 @@ Nothing here holds a prompt, an answer or a key. Prefect's API is called from a 
 slow or down must not hold up calls that are paid for.
 """
 
+import contextlib
 import html
 import re
 from collections.abc import Callable, Mapping
@@ -15,26 +16,35 @@ from typing import Any, Self, cast
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_logger, get_run_logger
 from prefect.logging.loggers import LoggingAdapter
 
+from prefect_llm_tiers.carrying.progress import ProgressBar
 from prefect_llm_tiers.core.batches import Batch
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.engine.reporting import StepReport
 from prefect_llm_tiers.engine.system import SystemClock
 from prefect_llm_tiers.engine.watching import Progress
 from prefect_llm_tiers.planning.plan import Plan, show_instant, show_span, show_usd
-from prefect_llm_tiers.progress import ProgressBar
 
-__all__ = ["RunWatcher", "SilentWatcher", "plan_markdown", "savings_line", "savings_markdown"]
+__all__ = ["RunWatcher", "SilentWatcher", "artifact_key", "plan_markdown", "savings_line", "savings_markdown"]
 
 UPDATE_EVERY = timedelta(seconds=1)
+
+MARKED_WITHIN_S = 30.0
+"""How long the plan's artifact may take where it is the mark that a step run began."""
+
 LOG_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 class RunWatcher:
     """Shows one step run in Prefect; a `Watcher` of the engine. Use as a context manager.
+
+    Attributes:
+        mark: What the plan is marked with, see `remembering`; None outside a flow run.
 
     Args:
         step: The step's name.
@@ -42,13 +52,14 @@ class RunWatcher:
     """
 
     def __init__(self, step: str, wall: Callable[[], datetime] | None = None) -> None:
+        self.mark: dict[str, str] | None = None
         self._step = step
         self._wall = wall or SystemClock().wall
         self._log = _logger()
         self._bar = ProgressBar(step)
         self._next_update: datetime | None = None
         self._logged = 0
-        self._updating: Future[None] | None = None
+        self._updating: Future[bool] | None = None
         self._progress_id: UUID | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llm-artifacts")
         self._context = copy_context()
@@ -64,12 +75,17 @@ class RunWatcher:
         self._pool.shutdown(wait=True)
 
     def planned(self, plan: Plan) -> None:
-        """Log the plan and make its artifact."""
+        """Log the plan and make its artifact; where that is a mark, it is there before anything is paid."""
         self._log.info("%s", plan)
-        self._later(
-            lambda: create_markdown_artifact(
-                plan_markdown(plan), key=_key("plan", self._step), description=f"Plan of step {self._step}"
-            )
+        made = self._later(lambda: self._show_plan(plan))
+        if self.mark is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            if made.result(timeout=MARKED_WITHIN_S):
+                return
+        self._log.warning(
+            "Prefect does not have the plan of this step. If this run is started again without its ledger, nobody "
+            "will notice, and what was paid for is paid for again."
         )
 
     def submitted(self, batch: Batch) -> None:
@@ -118,28 +134,48 @@ class RunWatcher:
         self._later(
             lambda: create_markdown_artifact(
                 savings_markdown(report, unasked),
-                key=_key("savings", self._step),
+                key=artifact_key("savings", self._step),
                 description=f"Savings of step {self._step}",
             )
         )
 
+    def _show_plan(self, plan: Plan) -> None:
+        """Make the plan's artifact; not by `create_markdown_artifact`, which takes no metadata."""
+        context = TaskRunContext.get()
+        run = context.task_run if context is not None else None
+        page = ArtifactCreate(
+            type="markdown",
+            key=artifact_key("plan", self._step),
+            description=f"Plan of step {self._step}",
+            data=plan_markdown(plan),
+            metadata_=self.mark,
+            flow_run_id=run.flow_run_id if run is not None else None,
+            task_run_id=run.id if run is not None else None,
+        )
+        with get_client(sync_client=True) as client:
+            client.create_artifact(page)
+
     def _show_progress(self, progress: Progress, share: float) -> None:
         description = _progress_line(progress)
         if self._progress_id is None:
-            made = create_progress_artifact(100 * share, key=_key("progress", self._step), description=description)
+            made = create_progress_artifact(
+                100 * share, key=artifact_key("progress", self._step), description=description
+            )
             # A coroutine only where a loop runs, and none does in the pool's thread.
             self._progress_id = cast("UUID", made)
         else:
             update_progress_artifact(self._progress_id, 100 * share, description=description)
 
-    def _later(self, work: Callable[[], object]) -> Future[None]:
+    def _later(self, work: Callable[[], object]) -> Future[bool]:
         return self._pool.submit(self._context.run, self._attempt, work)
 
-    def _attempt(self, work: Callable[[], object]) -> None:
+    def _attempt(self, work: Callable[[], object]) -> bool:
         try:
             work()
         except Exception as error:  # noqa: BLE001 (recorded: a page that cannot be shown must not cost answers)
             self._log.warning("Prefect could not show this step's page (%s); the work goes on.", type(error).__name__)
+            return False
+        return True
 
 
 class SilentWatcher:
@@ -170,8 +206,8 @@ def _logger() -> "LoggingAdapter | Any":
     return get_logger("llm_tiers")
 
 
-def _key(kind: str, step: str) -> str:
-    """Return an artifact's key: lower case letters, digits and dashes are all that Prefect takes."""
+def artifact_key(kind: str, step: str) -> str:
+    """Return the key of a step's artifact: lower case letters, digits and dashes are all that Prefect takes."""
     return f"llm-tiers-{kind}-{re.sub(r'[^a-z0-9]+', '-', step.lower()).strip('-') or 'step'}"
 
 

@@ -3,11 +3,14 @@
 Keys live here and nowhere else. The blocks load no SDK: the server registers them at its start.
 """
 
+import contextlib
+import difflib
+import re
 import threading
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from prefect_llm_tiers.core.ports import Clock, Ledger, Provider
 from prefect_llm_tiers.errors import ConfigurationError
@@ -22,14 +25,29 @@ __all__ = [
     "OpenAIProvider",
     "ProviderBlock",
     "SimulatedProvider",
+    "block_name",
     "load_ledger",
     "load_provider",
+    "stored_providers",
 ]
 
 _DOCUMENTATION = "https://github.com/prefect-llm-tiers/prefect-llm-tiers"
 _LOGO = "https://raw.githubusercontent.com/prefect-llm-tiers/prefect-llm-tiers/main/docs/images/logo.png"
 
+_NUMBERED = re.compile(r"(openai|anthropic):\d+")
+_LEDGER_SLUG = "llm-ledger-database"
 _SLUGS = ("openai-llm-provider", "anthropic-llm-provider", "simulated-llm-provider")
+
+
+def _know_every_field(cls: type[Block], values: Any) -> Any:
+    """Refuse fields that a block does not have: Prefect would keep them, and a slip would say nothing."""
+    for name in values if isinstance(values, dict) else ():
+        if name not in cls.model_fields and name != "block_type_slug" and not name.startswith("_"):
+            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(cls.model_fields)}"
+            msg = f"{cls.__name__} has no field {name!r}; {hint}"
+            raise ValueError(msg)
+    return values
 
 
 class ProviderBlock:
@@ -44,6 +62,11 @@ class ProviderBlock:
         """Whose protocol the provider speaks; also the price book's provider id."""
         raise NotImplementedError
 
+    @property
+    def most_enqueued(self) -> int | None:
+        """How many input tokens all unfinished batches of a model may hold together; None where nobody knows."""
+        return None
+
     def clock(self) -> Clock:
         """Return the time that the provider lives in."""
         from prefect_llm_tiers.engine.system import SystemClock
@@ -56,6 +79,11 @@ class ProviderBlock:
         Raises:
             ConfigurationError: A field of the block cannot work.
         """
+        raise NotImplementedError
+
+    @property
+    def host(self) -> str:
+        """Where the provider is asked, to be named where it cannot be reached."""
         raise NotImplementedError
 
     def rate(self, max_concurrency: int | None = None) -> LiveRate:
@@ -84,6 +112,9 @@ class OpenAIProvider(Block, ProviderBlock):
     _description: ClassVar[str] = "An account at OpenAI, or at a host that speaks its protocol."
     _documentation_url: ClassVar[Any] = _DOCUMENTATION
     _logo_url: ClassVar[Any] = _LOGO
+    # A slip in the name of the key's field must not print the key.
+    model_config = ConfigDict(hide_input_in_errors=True)
+    _strict = model_validator(mode="before")(classmethod(_know_every_field))  # type: ignore[arg-type] # typed for decorators
 
     api_key: SecretStr = Field(title="API key", description="The secret key; it is sent to the provider alone.")
     organization: str = Field(
@@ -110,6 +141,15 @@ class OpenAIProvider(Block, ProviderBlock):
         title="Tokens per minute",
         description="The account's limit on live tokens, if it is known.",
     )
+    enqueued_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        title="Enqueued tokens",
+        description=(
+            "How many input tokens all unfinished batches of one model may hold together, if the account's limit is "
+            "known; batches are then sent in waves that keep below it."
+        ),
+    )
     account: str = Field(
         default="",
         title="Account name",
@@ -117,9 +157,19 @@ class OpenAIProvider(Block, ProviderBlock):
     )
 
     @property
+    def most_enqueued(self) -> int | None:
+        """The limit that was told."""
+        return self.enqueued_tokens
+
+    @property
     def dialect_name(self) -> Literal["openai", "anthropic"]:
         """OpenAI's protocol."""
         return "openai"
+
+    @property
+    def host(self) -> str:
+        """OpenAI's own, or the other one."""
+        return self.base_url or "api.openai.com"
 
     def open(self) -> Provider:
         """Open the adapter over the official SDK; see `ProviderBlock.open`."""
@@ -155,6 +205,9 @@ class AnthropicProvider(Block, ProviderBlock):
     _description: ClassVar[str] = "An account at Anthropic."
     _documentation_url: ClassVar[Any] = _DOCUMENTATION
     _logo_url: ClassVar[Any] = _LOGO
+    # A slip in the name of the key's field must not print the key.
+    model_config = ConfigDict(hide_input_in_errors=True)
+    _strict = model_validator(mode="before")(classmethod(_know_every_field))  # type: ignore[arg-type] # typed for decorators
 
     api_key: SecretStr = Field(title="API key", description="The secret key; it is sent to the provider alone.")
     base_url: str = Field(
@@ -187,6 +240,11 @@ class AnthropicProvider(Block, ProviderBlock):
     def dialect_name(self) -> Literal["openai", "anthropic"]:
         """Anthropic's protocol."""
         return "anthropic"
+
+    @property
+    def host(self) -> str:
+        """Anthropic's own, or the other one."""
+        return self.base_url or "api.anthropic.com"
 
     def open(self) -> Provider:
         """Open the adapter over the official SDK; see `ProviderBlock.open`."""
@@ -225,6 +283,9 @@ class SimulatedProvider(Block, ProviderBlock):
     _description: ClassVar[str] = "A provider in a box, in simulated time: no key, no network, no bill."
     _documentation_url: ClassVar[Any] = _DOCUMENTATION
     _logo_url: ClassVar[Any] = _LOGO
+    # A slip in the name of the key's field must not print the key.
+    model_config = ConfigDict(hide_input_in_errors=True)
+    _strict = model_validator(mode="before")(classmethod(_know_every_field))  # type: ignore[arg-type] # typed for decorators
 
     dialect: Literal["openai", "anthropic"] = Field(
         default="openai", title="Dialect", description="Whose protocol it speaks."
@@ -264,11 +325,39 @@ class SimulatedProvider(Block, ProviderBlock):
         title="Tokens per minute",
         description="The account's limit on live tokens, if it is known.",
     )
+    enqueued_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        title="Enqueued tokens",
+        description=(
+            "How many input tokens all unfinished batches of one model may hold together, if the account's limit is "
+            "known; batches are then sent in waves that keep below it."
+        ),
+    )
+
+    @property
+    def most_enqueued(self) -> int | None:
+        """The limit that was told."""
+        return self.enqueued_tokens
 
     @property
     def dialect_name(self) -> Literal["openai", "anthropic"]:
         """The protocol that was chosen."""
         return self.dialect
+
+    @property
+    def host(self) -> str:
+        """The served simulator, or the one in this process."""
+        return self.base_url or f"simulated world {self.world!r}"
+
+    @field_validator("stuck_batches")
+    @classmethod
+    def _name_batches(cls, value: str) -> str:
+        for name in value.split(","):
+            if name.strip() and not _NUMBERED.fullmatch(name.strip()):
+                msg = f"{name.strip()!r} names no batch; write dialect and number, as 'openai:0'"
+                raise ValueError(msg)
+        return value
 
     def simulation(self) -> "Simulation":
         """Return the world in this process, to read its account.
@@ -329,36 +418,42 @@ class LedgerDatabase(Block):
     """
 
     _block_type_name: ClassVar[str] = "LLM Ledger Database"
-    _block_type_slug: ClassVar[str] = "llm-ledger-database"
+    _block_type_slug: ClassVar[str] = _LEDGER_SLUG
     _description: ClassVar[str] = "Where requests, batches and answers are kept, so that nothing is paid for twice."
     _documentation_url: ClassVar[Any] = _DOCUMENTATION
     _logo_url: ClassVar[Any] = _LOGO
+    # A slip in the name of the key's field must not print the key.
+    model_config = ConfigDict(hide_input_in_errors=True)
+    _strict = model_validator(mode="before")(classmethod(_know_every_field))  # type: ignore[arg-type] # typed for decorators
 
     url: SecretStr = Field(
         title="Location",
         description="Path of a SQLite file, or a SQLAlchemy URL, which may hold a password.",
     )
 
-    def open(self) -> Ledger:
+    def open(self, *, make: bool = True) -> Ledger:
         """Open the ledger, once in this process.
+
+        Args:
+            make: Whether a file that is not there is made.
 
         Raises:
             LedgerUnusable: It cannot be opened.
         """
-        return _opened(self.url.get_secret_value())
+        return _opened(self.url.get_secret_value(), make=make)
 
 
 _OPEN: dict[str, Ledger] = {}
 _OPENING = threading.Lock()
 
 
-def _opened(location: str) -> Ledger:
+def _opened(location: str, *, make: bool = True) -> Ledger:
     """Return the process's one connection to a ledger: its writer takes turns among all threads."""
     from prefect_llm_tiers.ledger.opening import open_ledger
 
     with _OPENING:
         if location not in _OPEN:
-            _OPEN[location] = open_ledger(location)
+            _OPEN[location] = open_ledger(location, make=make)
         return _OPEN[location]
 
 
@@ -400,17 +495,63 @@ def load_provider(provider: "ProviderBlock | str") -> ProviderBlock:
     raise ConfigurationError(msg)
 
 
-def load_ledger(ledger: LedgerDatabase | str | None) -> Ledger:
+def stored_providers() -> list[str]:
+    """Return the names of all provider blocks that Prefect has, each with its type.
+
+    Raises:
+        ConfigurationError: Prefect's API does not answer.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    names: list[str] = []
+    try:
+        with get_client(sync_client=True) as client:
+            for slug in _SLUGS:
+                # A type that was never registered has no blocks.
+                with contextlib.suppress(ObjectNotFound):
+                    found = client.read_block_documents_by_type(slug, include_secrets=False)
+                    names += [f"{slug}/{document.name}" for document in found if document.name]
+    except Exception as error:
+        msg = (
+            f"Prefect's API cannot be asked for provider blocks ({type(error).__name__}). Check PREFECT_API_URL and "
+            "that the server runs."
+        )
+        raise ConfigurationError(msg) from error
+    return names
+
+
+def load_ledger(ledger: LedgerDatabase | str | None, *, make: bool = True) -> Ledger:
     """Return an open ledger: a block's, the one at a path or URL, or the machine's default.
+
+    A stored block may be named with its type: `llm-ledger-database/prod`. A file that is not there is made, or, if
+    `make` is false, refused.
 
     Raises:
         LedgerUnusable: It cannot be opened.
+        ConfigurationError: There is no block of that name.
     """
     from prefect_llm_tiers.settings import ledger_location
 
     if isinstance(ledger, LedgerDatabase):
-        return ledger.open()
-    return _opened(ledger or ledger_location())
+        return ledger.open(make=make)
+    ledger = ledger or ledger_location()
+    if ledger.startswith(f"{_LEDGER_SLUG}/"):
+        block = _load(ledger)
+        if not isinstance(block, LedgerDatabase):
+            msg = (
+                f"There is no ledger block named {ledger!r}. Create one in the Blocks page of the Prefect UI, or with "
+                f"LedgerDatabase(url=...).save({ledger.removeprefix(f'{_LEDGER_SLUG}/')!r})."
+            )
+            raise ConfigurationError(msg)
+        return block.open(make=make)
+    return _opened(ledger, make=make)
+
+
+def block_name(block: object) -> str | None:
+    """Return the name that a stored block can be loaded by; None for one that was never saved."""
+    name = getattr(block, "_block_document_name", None)
+    return f"{block.get_block_type_slug()}/{name}" if isinstance(block, Block) and name else None
 
 
 def _load(name: str) -> Block | None:

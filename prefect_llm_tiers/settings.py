@@ -8,7 +8,7 @@ from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-__all__ = ["LLMTiersSettings", "ledger_location"]
+__all__ = ["LLMTiersSettings", "keeps_batches", "ledger_location"]
 
 
 class LLMTiersSettings(PrefectBaseSettings):
@@ -25,8 +25,18 @@ class LLMTiersSettings(PrefectBaseSettings):
         description="Path or SQLAlchemy URL of the ledger where a step names none; "
         "by default a SQLite file in Prefect's home folder.",
     )
+    keep_batches: bool = Field(
+        default=False,
+        description="Whether the batches of a cancelled flow run stay out where a step does not say; "
+        "by default they are cancelled.",
+    )
 
 
 def ledger_location() -> str:
     """Return where the ledger is that steps use unless they name another."""
     return LLMTiersSettings().ledger or str(Path(get_current_settings().home) / "llm-tiers" / "ledger.db")
+
+
+def keeps_batches(given: bool | None) -> bool:  # noqa: FBT001 (its only argument)
+    """Return whether a cancelled run leaves its batches out: what a step says, or the machine's setting."""
+    return given if given is not None else LLMTiersSettings().keep_batches

@@ -17,7 +17,9 @@ from pydantic import BaseModel
 
 from prefect_llm_tiers.artifacts import SilentWatcher
 from prefect_llm_tiers.blocks import LedgerDatabase, ProviderBlock, load_ledger, load_provider
-from prefect_llm_tiers.carrying import carry_out
+from prefect_llm_tiers.carrying.identity import Call, next_run_key, run_scope
+from prefect_llm_tiers.carrying.preparing import Prepared, run_prepared
+from prefect_llm_tiers.carrying.rows import carry_out
 from prefect_llm_tiers.chain import ChainValue, Outline, current_chain
 from prefect_llm_tiers.core.ports import Ledger
 from prefect_llm_tiers.core.tiers import Tier
@@ -25,10 +27,8 @@ from prefect_llm_tiers.due import By
 from prefect_llm_tiers.engine.preview import preview
 from prefect_llm_tiers.errors import ConfigurationError
 from prefect_llm_tiers.frames.signature import Reading, added_columns, reading_of
-from prefect_llm_tiers.identity import Call, next_run_key, run_scope
 from prefect_llm_tiers.options import OPTION_NAMES, StepOptions, terms_of
 from prefect_llm_tiers.planning.plan import Plan
-from prefect_llm_tiers.preparing import Prepared, run_prepared
 
 if TYPE_CHECKING:
     import polars as pl
@@ -176,7 +176,8 @@ class LLMStep(Task[..., "pl.DataFrame"]):
         value = chain.value_for(self) if chain is not None else None
         if chain is not None and value is not None and scope is not None:
             chain.entered(scope, self, run_key)
-        return Call(scope=scope, run_key=run_key, constants=constants, chain=value)
+        strayed = chain is not None and value is None
+        return Call(scope=scope, run_key=run_key, constants=constants, chain=value, strayed=strayed)
 
     # What a chain needs to know
 
@@ -300,19 +301,23 @@ def llm_step(
     reuse_for: timedelta | None = timedelta(days=30),
     on_input_change: Literal["raise", "ask"] = "raise",
     run_key: str | None = None,
+    keep_batches: bool | None = None,
     ledger: LedgerDatabase | str | None = None,
     **task_options: Any,
 ) -> Callable[[Callable[..., Any]], LLMStep]:
     r"""Turn a function that builds one prompt from one row into a step over all rows.
 
     The function's parameters are the columns it reads; those with defaults are constants that a call may
-    set, and one named `row` receives the row as a dict. It returns a text or a list of messages. The step
-    keeps it as `.prompt`, to be called in a unit test.
+    set, and one named `row` receives the row as a dict. It returns a text, a list of messages, or a request's
+    body as a dict. The step keeps it as `.prompt`, to be called in a unit test.
 
     Args:
         provider: A provider block, or the name of one.
         model: The model to ask.
-        endpoint: `responses` (default on OpenAI), `chat/completions`, or `messages` (Anthropic).
+        endpoint: `responses` (default on OpenAI), `chat/completions`, or `messages` (Anthropic). With
+            `embeddings` the column is `List(Float32)`, or `Array(Float32, n)` with `options={"dimensions": n}`.
+            At `completions`, `moderations`, `images/generations`, `images/edits` and `videos` the prompt function
+            returns the request's body as a dict, and the column is the reply's body as JSON text.
         output: A pydantic model that every answer must be an instance of; becomes a struct column, in which
             enums stand as their values, and dates and decimals as text.
         column: Name of the added column; by default the step's name.
@@ -338,6 +343,8 @@ def llm_step(
         reuse_for: Greatest age of an answer that is used again; None asks everything anew.
         on_input_change: When a restarted run brings other rows: `raise`, or `ask` what is new.
         run_key: Identity of the call within its flow run; by default its ordinal.
+        keep_batches: Whether batches stay out where the flow run is cancelled, for a later run to attach to; by
+            default the machine's setting, and without one they are cancelled.
         ledger: A ledger block, a path or a URL; by default the machine's.
         task_options: What `prefect.task` takes, as `retries` or `tags`.
 
@@ -372,13 +379,14 @@ def llm_step(
         on_miss=on_miss,
         tiers=cast("tuple[Tier, ...] | None", tiers),
         interactive=interactive,
-        min_saving_usd=Decimal(str(min_saving_usd)),
+        min_saving_usd=cast("Decimal", min_saving_usd),
         max_failed=max_failed,
         max_attempts=max_attempts,
         max_concurrency=max_concurrency,
         reuse_for=reuse_for,
         on_input_change=on_input_change,
         run_key=run_key,
+        keep_batches=keep_batches,
         ledger=ledger,
     )
 

@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import SecretStr
 
 from prefect_llm_tiers import ConfigurationError, LedgerDatabase, OpenAIProvider, SimulatedProvider, llm_step
-from prefect_llm_tiers.blocks import load_provider
+from prefect_llm_tiers.blocks import load_ledger, load_provider
 from prefect_llm_tiers.settings import LLMTiersSettings, ledger_location
 from tests.acceptance.conftest import World
 
@@ -86,3 +86,10 @@ def test_where_the_ledger_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ledger_location().endswith("llm-tiers/ledger.db")
     monkeypatch.setenv("PREFECT_INTEGRATIONS_LLM_TIERS_LEDGER", "/elsewhere/ledger.db")
     assert ledger_location() == "/elsewhere/ledger.db"
+
+
+def test_the_machines_ledger_may_be_a_stored_block(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named by its block in the setting, the ledger is the block's, and no file of that name."""
+    LedgerDatabase(url=SecretStr(world.ledger)).save("of-the-machine")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_LLM_TIERS_LEDGER", "llm-ledger-database/of-the-machine")
+    assert load_ledger(None) is load_ledger(world.ledger)

@@ -16,6 +16,15 @@ from tests.acceptance.conftest import CALM, World
 README = Path(__file__).parents[2] / "README.md"
 
 
+def example(flow: str) -> Any:
+    """Return a flow that one of the README's blocks of code defines."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    [code] = [block for block in blocks if f"def {flow}(" in block]
+    module: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, README.name, "exec"), module)
+    return module[flow]
+
+
 def test_the_pipeline_of_the_readme_runs_as_it_stands(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -29,12 +38,22 @@ def test_the_pipeline_of_the_readme_runs_as_it_stands(
         path
     )
 
-    [code] = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "@flow" in block]
-    module: dict[str, Any] = {"__name__": "readme"}
-    exec(compile(code, README.name, "exec"), module)
-    docs = module["nightly_docs"](str(path))
+    docs = example("nightly_docs")(str(path))
 
     assert docs.columns == ["title", "body", "summary", "summary_error", "label", "label_error"]
     assert docs["summary_error"].to_list() == docs["label_error"].to_list() == [None, None]
     assert set(docs["label"].struct.field("topic").to_list()) <= {"api", "howto", "concept"}
     assert world.account().asked == 4
+
+
+def test_the_plain_pieces_of_the_readme_run_as_they_stand(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a block of the name that they use, every text has its answer, out of one batch."""
+    in_process(world.name, CALM)
+    SimulatedProvider(world=world.name).save("openai-prod", overwrite=True)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_LLM_TIERS_LEDGER", world.ledger)
+
+    answers = example("nightly")(["How to prime a pump.", "What a valve is."])
+
+    assert len(answers) == 2
+    assert all(answers)
+    assert world.account().batches_created == 1

@@ -88,3 +88,29 @@ def test_blocks_load_no_sdk() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"openai", "anthropic", "polars", "aiohttp", "alembic"} & set(loaded.split())
+
+
+@pytest.mark.parametrize(
+    ("block", "fields", "words"),
+    [
+        (SimulatedProvider, {"stuck_batches": "first"}, "'first' names no batch; write dialect and number"),
+        (SimulatedProvider, {"batch_median": 5}, "no field 'batch_median'; did you mean 'batch_median_minutes'"),
+        (LedgerDatabase, {"url": "ledger.db", "colour": 1}, "no field 'colour'; it has url"),
+        (OpenAIProvider, {"api_kye": "sk-secret"}, "no field 'api_kye'; did you mean 'api_key'"),
+    ],
+)
+def test_slips_are_told(block: type[Block], fields: dict[str, Any], words: str) -> None:
+    """A field that there is not is refused with the one that was meant, and no value is repeated."""
+    with pytest.raises(ValidationError, match=words) as raised:
+        block(**fields)
+    assert "sk-secret" not in str(raised.value)
+
+
+def test_the_bound_on_enqueued_tokens_is_told_where_there_is_one() -> None:
+    """OpenAI bounds what unfinished batches of a model hold together; a block that does not know it says nothing."""
+    assert OpenAIProvider(api_key=SecretStr("k"), enqueued_tokens=90_000).most_enqueued == 90_000
+    assert SimulatedProvider(enqueued_tokens=5).most_enqueued == 5
+    assert OpenAIProvider(api_key=SecretStr("k")).most_enqueued is None
+    assert AnthropicProvider(api_key=SecretStr("k")).most_enqueued is None
+    with pytest.raises(ValidationError):
+        OpenAIProvider(api_key=SecretStr("k"), enqueued_tokens=0)
