@@ -56,7 +56,7 @@ demo: $(STAMP)
 	@$(BIN)/python flows/nightly_docs.py $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check
