@@ -69,7 +69,7 @@ def test_a_second_one_that_no_list_showed_when_the_first_one_failed_is_found_lat
     assert paid(box) == box.account.billed_usd > 0
 
 
-_FIRST_LAGS_AND_SECOND_FAILS = {"create_twice": (0,), "list_lag": (0,), "token_limit": (1,)}
+_FIRST_LAGS_AND_SECOND_FAILS: dict[str, tuple[int, ...]] = {"create_twice": (0,), "list_lag": (0,), "token_limit": (1,)}
 
 
 def _later(by: timedelta) -> Callable[[Process], Awaitable[Process]]:
