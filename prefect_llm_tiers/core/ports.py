@@ -353,7 +353,7 @@ class Ledger(Protocol):
         ...
 
     def reopen(self, keys: Sequence[str], *, run: StepRun, lease: Lease, reason: str) -> int:
-        """Set answers aside that the current output model cannot read, and count a try for each.
+        """Set answers aside that this step run's output model cannot read; return how many.
 
         The attempts that paid for them stay. A decision.
         """

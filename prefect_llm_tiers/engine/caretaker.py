@@ -8,6 +8,7 @@ from prefect_llm_tiers.core.ports import Ledger
 from prefect_llm_tiers.core.runs import StepRun
 from prefect_llm_tiers.crash_points import crash_point
 from prefect_llm_tiers.engine.batch import BatchLane
+from prefect_llm_tiers.engine.harvest import missing_line
 from prefect_llm_tiers.engine.heartbeat import LEASE
 from prefect_llm_tiers.engine.job import Ports
 from prefect_llm_tiers.engine.looks import DOUBTED_FOR
@@ -63,7 +64,8 @@ async def recover(ports: Ports, *, account: str) -> list[tuple[Batch, Batch]]:
 def give_up(ledger: Ledger, batch_id: int, *, owner: str, now: datetime) -> Batch:
     """Decide that a batch of which nobody knows whether it was taken was not: its rows may be asked again.
 
-    If the provider has it after all, both are paid for. A line that still comes in counts.
+    If the provider has it after all, both are paid for: its requests are listed as `billed_unknown`. Should it turn
+    up, what it brings counts all the same.
 
     Args:
         ledger: The ledger that holds it.
@@ -91,7 +93,12 @@ def give_up(ledger: Ledger, batch_id: int, *, owner: str, now: datetime) -> Batc
         refusal = _why_not_given_up(batch)
         if refusal is not None:
             raise IllegalTransition(f"Batch {batch_id} was not given up: {refusal}")
-        return ledger.advance_batch(batch, BatchState.DISCARDED, lease=lease, at=now, detail="given up by hand")
+        batch = ledger.advance_batch(batch, BatchState.DISCARDED, lease=lease, at=now, detail="given up by hand")
+        # Not before: a batch that is found after a crash here must still bring its answers. One that is found later
+        # is a copy, with attempts of its own.
+        for keys in ledger.batch_keys(batch.id):
+            ledger.record_results(batch, [missing_line(key) for key in keys], at=now, stamp=now)
+        return batch
     finally:
         ledger.release(lease)
 

@@ -12,7 +12,7 @@ from prefect_llm_tiers.crash_points import crash_point
 from prefect_llm_tiers.engine.job import Ports
 from prefect_llm_tiers.engine.reading import Reading
 
-__all__ = ["INCOMPLETE_FOR", "Harvest"]
+__all__ = ["INCOMPLETE_FOR", "Harvest", "missing_line"]
 
 HARVEST_GROUP = 1000
 """Result lines that are committed together; a crash in between harvests the same lines again, for free."""
@@ -24,6 +24,11 @@ LOOK_AGAIN = timedelta(minutes=1)
 
 MISSING = "missing_in_results"
 """The reason of a request that the results have no line on."""
+
+
+def missing_line(key: str, *, counted: bool = False) -> Outcome:
+    """Return what becomes of a request whose line never came, and which the invoice may hold all the same."""
+    return Outcome(key=key, kind=OutcomeKind.RETRY, reason=MISSING, billing=Billing.UNKNOWN, counted=counted)
 
 
 class Harvest:
@@ -111,18 +116,9 @@ class Harvest:
     def _list_missing(self, batch: Batch, reading: Reading) -> None:
         """Write down that the requests without a line may have been billed: by the counts, some of them were."""
         for keys in self._ports.ledger.batch_keys(batch.id):
-            missing = [
-                Outcome(
-                    key=key,
-                    kind=OutcomeKind.RETRY,
-                    reason=MISSING,
-                    billing=Billing.UNKNOWN,
-                    # As with every end but this one: what was cut short says nothing of the row.
-                    counted=batch.state is BatchState.COMPLETED,
-                )
-                for key in keys
-                if not reading.names(key)
-            ]
+            # As with every end but this one: what was cut short says nothing of the row.
+            counted = batch.state is BatchState.COMPLETED
+            missing = [missing_line(key, counted=counted) for key in keys if not reading.names(key)]
             if missing:
                 self._record(batch, missing, reading)
 

@@ -6,14 +6,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, case, func, insert, select
+from sqlalchemy import Connection, and_, case, func, insert, or_, select
 
 from prefect_llm_tiers.core.outcomes import Billing, OutcomeKind, Usage
 from prefect_llm_tiers.core.runs import Event, Observation, Spending
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.ledger import schema
 from prefect_llm_tiers.ledger.database import Database
-from prefect_llm_tiers.ledger.schema import attempts, events, outcomes, step_runs
+from prefect_llm_tiers.ledger.schema import attempts, events, outcomes, setbacks, step_runs
 
 __all__ = ["Account", "log"]
 
@@ -50,7 +50,7 @@ _ABANDONED = "abandoned"
 
 _LABEL = case(
     (outcomes.c.attempt_id.is_(None), func.coalesce(attempts.c.closed, "open")),
-    (outcomes.c.standing.in_(("superseded", "aside")), "superseded"),
+    (or_(outcomes.c.standing.in_(("superseded", "aside")), outcomes.c.attempt_id == setbacks.c.aside), "superseded"),
     else_=outcomes.c.kind,
 ).label("label")
 
@@ -68,8 +68,11 @@ _SPENT_BY = (
 _SPENT = (
     select(*_SPENT_BY, func.count().label("attempts"), *(func.sum(column) for column in _TOKENS))
     .select_from(
-        step_runs.join(attempts, attempts.c.step_run == step_runs.c.number).outerjoin(
-            outcomes, outcomes.c.attempt_id == attempts.c.id
+        step_runs.join(attempts, attempts.c.step_run == step_runs.c.number)
+        .outerjoin(outcomes, outcomes.c.attempt_id == attempts.c.id)
+        .outerjoin(
+            setbacks,
+            and_(setbacks.c.step_run == attempts.c.step_run, setbacks.c.request_id == attempts.c.request_id),
         )
     )
     # By its name: the expression holds parameters, and PostgreSQL takes no two of them for the same.

@@ -15,6 +15,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     null,
+    or_,
     select,
     update,
 )
@@ -26,7 +27,7 @@ from prefect_llm_tiers.ledger import dialects
 from prefect_llm_tiers.ledger.database import Database, current
 from prefect_llm_tiers.ledger.recording import Found, record
 from prefect_llm_tiers.ledger.requests import counting, floor, is_counting, number_requests, taken
-from prefect_llm_tiers.ledger.schema import Instant, attempts, leases, micros, outcomes, requests, step_runs
+from prefect_llm_tiers.ledger.schema import Instant, attempts, leases, micros, outcomes, requests, setbacks, step_runs
 
 __all__ = ["Calls", "add_attempts"]
 
@@ -96,8 +97,8 @@ def add_attempts(
     """Add an open attempt for each key, in their order, and return the first's id; the others follow it.
 
     An answer that was there before the step run first entered, `first_stamp`, is being asked again because
-    it is too old, and will be replaced. One that arrived since can be too old for nobody in this run: it
-    came between the caller's look and this write, and stands.
+    it is too old, and will be replaced, as one is that the run cannot read. One that arrived since can be too old
+    for nobody in this run: it came between the caller's look and this write, and stands.
 
     A live call that another run has out on one of the keys, and whose lease has ended, is closed: that run may
     never be entered again, and what it may have been billed for must be listed.
@@ -113,9 +114,16 @@ def add_attempts(
         literal(step_run, BigInteger),
         literal(batch_id, BigInteger),
         literal(str(tier)),
-        case((counting.c.stamp < first_stamp, counting.c.attempt_id), else_=null()),
+        case(
+            (or_(counting.c.stamp < first_stamp, counting.c.attempt_id == setbacks.c.aside), counting.c.attempt_id),
+            else_=null(),
+        ),
         literal(at, Instant),
-    ).select_from(_listed.join(requests, requests.c.key == _listed.c.value).outerjoin(counting, is_counting))
+    ).select_from(
+        _listed.join(requests, requests.c.key == _listed.c.value)
+        .outerjoin(counting, is_counting)
+        .outerjoin(setbacks, and_(setbacks.c.step_run == step_run, setbacks.c.request_id == requests.c.id))
+    )
     connection.execute(
         insert(attempts).from_select(
             ["id", "request_id", "step_run", "batch_id", "tier", "replaces", "began_at"], rows

@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 from msgspec.structs import astuple
-from sqlalchemy import Connection, bindparam, update
+from sqlalchemy import Connection, bindparam, case, select, update
 
 from prefect_llm_tiers.core.outcomes import Outcome, OutcomeKind
 from prefect_llm_tiers.core.runs import Recorded
 from prefect_llm_tiers.ledger.database import Contradiction, Database
-from prefect_llm_tiers.ledger.schema import micros, outcomes
+from prefect_llm_tiers.ledger.schema import attempts, micros, outcomes
 from prefect_llm_tiers.ledger.setbacks import Failed, Tried, count_tries, mark_failed
 from prefect_llm_tiers.ledger.texts import encodable
 
@@ -20,6 +20,22 @@ __all__ = ["Found", "record"]
 Found = tuple[int, int, int, int, int | None, int | None, int | None]
 """What must be known of an outcome's attempt: the outcome's position, attempt, request, step run, the
 attempt it may replace, itself again if it has its outcome already, the attempt that counts now."""
+
+# A run never finds an answer of its own too old, so one that it replaces is one that it could not read.
+_REPLACE = (
+    update(outcomes)
+    .where(outcomes.c.attempt_id == bindparam("attempt"))
+    .values(
+        standing=case(
+            (
+                select(attempts.c.step_run).where(attempts.c.id == outcomes.c.attempt_id).scalar_subquery()
+                == bindparam("by"),
+                "aside",
+            ),
+            else_="replaced",
+        )
+    )
+)
 
 _NO_TOKENS = (None, None, None, None, None)
 _TEXTS = ("text", "reason", "price_source", "provider_request_id")
@@ -97,7 +113,7 @@ def _record(
     came, kept = (micros(at), micros(stamp)), database.kept
     known = settled = superseded = 0
     rows: list[tuple[Any, ...]] = []
-    replaced: list[int] = []
+    replaced: list[tuple[int, int]] = []
     tried: list[Tried] = []
     failed: list[Failed] = []
     now_ended: set[int] = set()
@@ -117,7 +133,7 @@ def _record(
             if free:
                 now_counting[request] = attempt
                 if counts is not None:
-                    replaced.append(counts)
+                    replaced.append((counts, step_run))
         elif kind is failure:
             if free:
                 failed.append((step_run, request, outcome.reason or "unknown", attempt, counts))
@@ -129,10 +145,7 @@ def _record(
         rows.append((attempt, request, standing, *_told(outcome if kept is None else _kept(outcome, kept)), *came))
     if replaced:
         # Before the new ones come: at no instant may two outcomes of a request count.
-        connection.execute(
-            update(outcomes).where(outcomes.c.attempt_id == bindparam("attempt")).values(standing="replaced"),
-            [{"attempt": attempt} for attempt in replaced],
-        )
+        connection.execute(_REPLACE, [dict(zip(("attempt", "by"), one, strict=True)) for one in replaced])
     if rows:
         database.append(connection, outcomes, rows)
     mark_failed(connection, failed, stamp)

@@ -12,14 +12,12 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    delete,
     func,
     literal_column,
     null,
     or_,
     select,
     type_coerce,
-    update,
 )
 
 from prefect_llm_tiers.core.batches import LIVE_STATES
@@ -40,7 +38,7 @@ from prefect_llm_tiers.ledger.schema import (
     setbacks,
     step_runs,
 )
-from prefect_llm_tiers.ledger.setbacks import count_tries, mark_failed
+from prefect_llm_tiers.ledger.setbacks import forget, mark_failed, set_aside
 
 __all__ = ["Requests", "counting", "floor", "is_counting", "number_of", "number_requests", "out", "out_in", "taken"]
 
@@ -58,10 +56,14 @@ _listed = dialects.key_list()
 _number = bindparam("number", type_=BigInteger)
 # What this step run was sent itself always counts, whatever the wall clock did meanwhile: a run that did not
 # believe its own answers would pay for them again and again.
-_fresh = or_(
-    counting.c.stamp >= bindparam("floor", type_=BigInteger),
+_bought = (
     # One value looked up, rather than whether one exists: PostgreSQL would collect all attempts of the run first.
-    select(attempts.c.step_run).where(attempts.c.id == counting.c.attempt_id).scalar_subquery() == _number,
+    select(attempts.c.step_run).where(attempts.c.id == counting.c.attempt_id).scalar_subquery() == _number
+)
+_fresh = and_(
+    or_(counting.c.stamp >= bindparam("floor", type_=BigInteger), _bought),
+    # One that this run cannot read is no answer to it, and stays one to every other run.
+    counting.c.attempt_id.is_distinct_from(setbacks.c.aside),
 )
 _own = and_(setbacks.c.step_run == _number, setbacks.c.request_id == requests.c.id)
 # A failure that came after the answer that counts; one that an answer came after is over.
@@ -288,31 +290,29 @@ class Requests:
         with self._database.decide(lease) as connection:
             number = current(connection, run)
             forgotten = sum(_failures(connection, number).values())
-            connection.execute(delete(setbacks).where(setbacks.c.step_run == number, setbacks.c.reason.is_not(None)))
+            forget(connection, number)
             return forgotten
 
     def reopen(self, keys: Sequence[str], *, run: StepRun, lease: Lease, reason: str) -> int:
-        """Set answers aside that the current output model cannot read, and count a try for each.
+        """Set answers aside that this step run's output model cannot read; return how many. A decision.
 
-        The attempts that paid for them stay, and so do their texts. A decision.
+        They stay as they are for every other run, whose model may be another. A try is counted for each that came
+        since this run entered: what was there before has cost it nothing.
         """
         answered = (
-            select(counting.c.attempt_id, counting.c.request_id)
+            select(
+                counting.c.request_id,
+                counting.c.attempt_id,
+                case((or_(counting.c.stamp >= run.first_stamp, _bought), 1), else_=0).label("tries"),
+            )
             .distinct()
-            .select_from(_listed.join(requests, requests.c.key == _listed.c.value).join(counting, is_counting))
-            .where(counting.c.kind == OutcomeKind.ANSWER)
+            .select_from(_SEEN)
+            .where(counting.c.kind == OutcomeKind.ANSWER, counting.c.attempt_id.is_distinct_from(setbacks.c.aside))
         )
         with self._database.decide(lease) as connection:
             number = current(connection, run)
-            rows = connection.execute(answered, {"keys": dialects.keys_argument(keys)}).all()
-            if rows:
-                connection.execute(
-                    update(outcomes)
-                    .where(outcomes.c.attempt_id == bindparam("attempt"))
-                    .values(standing="aside", reason=reason),
-                    [{"attempt": row.attempt_id} for row in rows],
-                )
-            count_tries(connection, [(number, row.request_id, reason) for row in rows])
+            rows = connection.execute(answered, {"keys": dialects.keys_argument(keys), "number": number}).all()
+            set_aside(connection, [(number, *row, reason) for row in rows])
             return len(rows)
 
     def fail(self, failures: Iterable[tuple[str, str]], *, run: StepRun, lease: Lease, stamp: datetime) -> int:

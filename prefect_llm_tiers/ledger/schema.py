@@ -54,7 +54,7 @@ __all__ = [
     "step_runs",
 ]
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest migration; a ledger at this revision is opened without loading Alembic."""
 
 VERSION_TABLE = "ledger_schema_version"
@@ -242,9 +242,9 @@ attempts = Table(
 - open -> abandoned: whoever made the live call is gone; the invoice alone knows whether it cost
 - any of these -> ended: an outcome exists; it is never changed and never joined by a second
 
-`replaces` is the attempt whose answer counted when this one was made and was older than the step run
-that asked: too old for it, or it would not have asked. An outcome may take the
-place of that answer, and of no other.
+`replaces` is the attempt whose answer counted when this one was made and was none to the step run that asked:
+older than the run and too old for it, or set aside by it (`setbacks`). An outcome may take the place of that
+answer, and of no other.
 """
 
 outcomes = Table(
@@ -277,14 +277,14 @@ outcomes = Table(
     Column("stamp", Instant, nullable=False),
     Index("ix_outcomes_counts", "request_id", unique=True, sqlite_where=COUNTS, postgresql_where=COUNTS),
 )
-"""What came of attempts, appended and never changed but for `standing` and the reason of an answer set aside.
+"""What came of attempts, appended and never changed but for `standing`.
 
 `standing` says what an answer or a refusal is to its request, null for every other kind:
 
 - counts: the first that came back; at most one for each request
 - superseded: another one counted when it came
 - counts -> replaced: it grew too old for a later run, whose own answer counts now
-- counts -> aside: the output model cannot read it
+- counts -> aside: the run that bought it cannot read it, and another of its answers counts now
 
 No CHECK says so: two of them cost a third of an insert, and this table takes one for every answer.
 """
@@ -300,6 +300,7 @@ setbacks = Table(
     Column("attempt_id", _NUMBER),
     Column("despite", _NUMBER),
     Column("stamp", Instant),
+    Column("aside", _NUMBER),
     sqlite_with_rowid=False,
 )
 """What a step run had back without a usable answer; a `reason` makes it a failure of that run.
@@ -309,6 +310,8 @@ setbacks = Table(
 `attempt_id` is the attempt that brought the failure, null where the engine decided it. `despite` is
 the attempt whose answer counted at that time. A failure holds as long as this has not changed: an
 answer that arrives later ends it without touching this row.
+
+`aside` is the attempt whose answer the run cannot read: it counts for every other run, and is none to this one.
 """
 
 attachments = Table(

@@ -711,6 +711,52 @@ class TestFailures:
         assert seat.ask(answer(A, "better")) == Recorded(settled=1)
         assert seat.stand(A) == [Standing(RequestState.ANSWERED, tries=1)]
 
+    def test_an_answer_is_set_aside_for_the_run_that_cannot_read_it_alone(self, ledger: Ledger) -> None:
+        """A run that reads an answer keeps it, whatever another run makes of it."""
+        reads, other = Seat(ledger, "reads"), Seat(ledger, "other")
+        reads.ask(answer(A))
+        assert ledger.reopen([A], run=other.run, lease=other.lease, reason="unreadable") == 1
+        assert other.stand(A)[0].state is RequestState.OPEN
+        assert reads.stand(A) == [Standing(RequestState.ANSWERED)]
+        (kept,) = ledger.answers([A], step_run_id=reads.id)
+        assert kept is not None
+        assert kept.text == "Fine."
+        assert reads.spent() == {"answer": 1}
+        assert reads.try_to_begin(A) == [None]
+
+    def test_only_an_answer_that_came_since_counts_as_a_try(self, ledger: Ledger) -> None:
+        """What was there before a run entered has cost it no attempt, and is looked at once."""
+        Seat(ledger, "before").ask(answer(A), stamp=STAMP - DAY)
+        seat = Seat(ledger, "later")
+        assert ledger.reopen([A], run=seat.run, lease=seat.lease, reason="unreadable") == 1
+        assert seat.stand(A) == [Standing(RequestState.OPEN, reason="unreadable")]
+        assert ledger.reopen([A], run=seat.run, lease=seat.lease, reason="unreadable") == 0
+
+    def test_an_answer_set_aside_gives_way_to_a_readable_one(self, ledger: Ledger) -> None:
+        """The run that asks again is answered by what comes then, and so is whoever asks later."""
+        Seat(ledger, "before").ask(answer(A), stamp=STAMP - DAY)
+        seat = Seat(ledger, "later")
+        ledger.reopen([A], run=seat.run, lease=seat.lease, reason="unreadable")
+        batch = seat.advance(seat.plan(A), BatchState.SUBMITTING)
+        assert seat.results(batch, answer(A, "better")) == Recorded(settled=1)
+        assert seat.stand(A) == [Standing(RequestState.ANSWERED)]
+        (found,) = ledger.answers([A], step_run_id=seat.id)
+        assert found is not None
+        assert found.text == "better"
+
+    def test_a_failure_stays_one_beside_an_answer_set_aside(self, ledger: Ledger) -> None:
+        """Attempts that are used up fail the row; the next entry asks again and does not take the answer back."""
+        seat = Seat(ledger)
+        seat.ask(answer(A))
+        ledger.reopen([A], run=seat.run, lease=seat.lease, reason="unreadable")
+        assert seat.fail((A, "unreadable")) == 1
+        assert seat.stand(A) == [Standing(RequestState.FAILED, tries=1, reason="unreadable")]
+        assert seat.spent() == {"superseded": 1}
+        assert ledger.forget_failures(seat.run, lease=seat.lease, at=AT) == 1
+        assert seat.stand(A) == [OPEN]
+        assert seat.ask(answer(A, "better")) == Recorded(settled=1)
+        assert seat.spent() == {"answer": 1, "superseded": 1}
+
     def test_a_failure_for_an_answered_key_is_superseded(self, ledger: Ledger) -> None:
         """The first answer stands against a failure that comes later."""
         seat = Seat(ledger)

@@ -109,13 +109,14 @@ def unknown(box: Box) -> Batch:
 
 
 def test_a_batch_that_nobody_knows_of_can_be_given_up(tmp_path: Path) -> None:
-    """Its rows are asked again at once; if it was taken all the same, its answers are found and priced."""
+    """Its rows are asked again at once and may be billed twice: if it was taken, its answers are found and priced."""
     box = Box.at(tmp_path, batch=QUICK, faults=Faults(only={"create_502_taken": (0,)}))
     batch = unknown(box)
     given_up = give_up(box.ledger, batch.id, owner="by hand", now=box.clock.now())
     assert given_up.state is BatchState.DISCARDED
     last = box.ledger.events("batch", str(batch.id))[-1]
     assert (last.before, last.after, last.detail) == ("submitting", "discarded", "given up by hand")
+    assert sum(line.billed_unknown for line in box.ledger.spending("run-1")) == 20
     box.served = box.simulation.app
     assert answered(box, box.carry_out("second", tiers=(Tier.STANDARD,))) == 20
     looks(box, Dialect.OPENAI, at=2 * HOUR)

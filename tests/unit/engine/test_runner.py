@@ -335,6 +335,39 @@ def test_answers_of_no_use_are_asked_again_and_then_fail_the_row(tmp_path: Path)
     assert paid(box) == box.account.billed_usd
 
 
+def test_a_run_keeps_an_answer_that_another_run_cannot_read(tmp_path: Path) -> None:
+    """A run that is entered again after its end asks nothing, whatever another run made of its answers since."""
+    box = Box.at(tmp_path)
+    finished = box.carry_out()
+    assert answered(box, finished) == 20
+
+    def never(text: str) -> str | None:
+        return "unparsable: test"
+
+    other = box.carry_out("second", id="run-2", accept=never, max_attempts=2, max_failed=20)
+    assert other.done is not None
+    assert other.done.failed == 20
+    asked, billed = box.account.asked, box.account.billed_again
+    assert billed == 2 * 20
+    replayed = box.carry_out("third")
+    assert answered(box, replayed) == 20
+    assert box.account.asked == asked
+
+
+def test_answers_of_no_use_to_one_run_are_read_by_the_next(tmp_path: Path) -> None:
+    """A parser that was mended reads what was paid for before, and asks nothing."""
+    box = Box.at(tmp_path)
+
+    def never(text: str) -> str | None:
+        return "unparsable: test"
+
+    box.carry_out(accept=never, max_attempts=1, max_failed=20, tiers=(Tier.BATCH,), infeasible="best_effort")
+    asked = box.account.asked
+    mended = box.carry_out("second", id="run-2")
+    assert answered(box, mended) == 20
+    assert box.account.asked == asked
+
+
 def test_a_row_whose_samples_fail_is_one_failed_row(tmp_path: Path) -> None:
     """`max_failed` counts rows, however many of a row's samples are of no use."""
     box = Box.at(tmp_path)
