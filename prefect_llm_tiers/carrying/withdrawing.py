@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from prefect_llm_tiers.carrying.beside import Stop
+from prefect_llm_tiers.core.batches import LIVE_STATES
 from prefect_llm_tiers.engine.caretaker import withdraw
 from prefect_llm_tiers.engine.job import Ports
 from prefect_llm_tiers.errors import LLMTiersError
@@ -25,9 +26,26 @@ async def withdrawing(stop: Stop, ports: Ports, *, flow_run_id: str | None, acco
     try:
         yield
     except asyncio.CancelledError:
-        if stop.withdraws and flow_run_id is not None:
-            await _withdraw(ports, flow_run_id, account)
+        if flow_run_id is not None:
+            if stop.withdraws:
+                await _withdraw(ports, flow_run_id, account)
+            else:
+                _tell_left(ports, flow_run_id)
         raise
+
+
+def _tell_left(ports: Ports, flow_run_id: str) -> None:
+    out = {
+        batch.id
+        for run in ports.ledger.step_runs_of(flow_run_id)
+        for batch in ports.ledger.batches_of(run.id)
+        if batch.state in LIVE_STATES
+    }
+    if out:
+        ports.watcher.noticed(
+            f"The process was told to end; its batches ({', '.join(map(str, sorted(out)))}) stay out. A run that is "
+            f"started again takes them up; `prefect-llm-tiers cancel {flow_run_id}` stops them."
+        )
 
 
 async def _withdraw(ports: Ports, flow_run_id: str, account: str) -> None:

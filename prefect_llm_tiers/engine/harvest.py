@@ -58,13 +58,15 @@ class Harvest:
             await self._read_all(batch, batch.provider_batch_id, reading)
         if oddities := reading.oddities():
             self._ports.watcher.noticed(f"Of the result lines of batch {batch.id}, {oddities}; they are left aside.")
-        came = reading.came(batch.counts)
-        if came < batch.counts.completed and clock.now() < self.since(batch) + INCOMPLETE_FOR:
+        came, since = reading.came(batch.counts), self.since(batch)
+        if came < batch.counts.completed and clock.now() < since + INCOMPLETE_FOR:
             # What is missing was paid for: asked again too soon, it is paid for twice.
-            self._ports.watcher.noticed(
-                f"The results of batch {batch.id} hold {came:,} of {batch.counts.completed:,} answers; they are "
-                "read again."
-            )
+            if clock.now() < since + LOOK_AGAIN:
+                # Said at the first reading, and not at each of the next ones.
+                self._ports.watcher.noticed(
+                    f"The results of batch {batch.id} hold {came:,} of {batch.counts.completed:,} answers; they are "
+                    f"read again for up to {INCOMPLETE_FOR // timedelta(minutes=1)} minutes."
+                )
             ledger.note_batch(batch, next_poll_at=clock.now() + LOOK_AGAIN)
             return None
         rest = reading.rest()

@@ -124,6 +124,7 @@ def test_an_evicted_run_keeps_its_batch(tmp_path: Path) -> None:
         assert flow.process.returncode in SIGTERM_CODES
         assert account(flow.url)["batches_cancelled"] == 0
         assert flow.states() == [BatchState.IN_PROGRESS]
+        assert "its batches (1) stay out" in flow.said
 
 
 def test_ctrl_c_keeps_the_batch(tmp_path: Path) -> None:
