@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 import msgspec
@@ -11,6 +11,7 @@ from sqlalchemy import Engine, create_engine, select
 from benchmarks._crash_task import ENDPOINTS, Asked, requests_of
 from prefect_llm_tiers.core.outcomes import Billing
 from prefect_llm_tiers.core.requests import derived_token, split_custom_id
+from prefect_llm_tiers.engine.looks import CANCEL_POLL
 from prefect_llm_tiers.ledger import schema
 from prefect_llm_tiers.providers.capabilities import Dialect
 from prefect_llm_tiers.simulator import anthropic_batches
@@ -22,6 +23,10 @@ from prefect_llm_tiers.simulator.simulation import Simulation
 __all__ = ["Findings", "audit"]
 
 ACCOUNT = "org-simulated/proj_simulated"
+
+CANCEL_ARRIVES = CANCEL_POLL + timedelta(minutes=2)
+"""Within what time of its intent, or of a copy's first being seen, a cancel is at the provider: a process that dies in
+between leaves it to the next look, and a call that takes a second takes two minutes at the soak's speed."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +71,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         waited_for: Whether a run ever waited for it: for a copy, that it carries rows which the first one did not
             answer, so that stopping it would pay for them again.
+        cancel_at: When its stop was decided.
     """
 
     id: int
@@ -74,6 +80,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     provider_batch_id: str | None
     copy_of: int | None
     waited_for: bool
+    cancel_at: datetime | None
     tokens: tuple[str, ...]
 
 
@@ -196,7 +203,13 @@ def _attempts(engine: Engine) -> list[Attempt]:
 def _kept(engine: Engine) -> list[Kept]:
     columns = schema.batches.c
     query = select(
-        columns.id, columns.state, columns.submission, columns.provider_batch_id, columns.copy_of, columns.token
+        columns.id,
+        columns.state,
+        columns.submission,
+        columns.provider_batch_id,
+        columns.copy_of,
+        columns.token,
+        columns.cancel_at,
     ).order_by(columns.id)
     with engine.connect() as connection:
         ledger_id = connection.execute(select(schema.meta.c.ledger_id)).scalar_one()
@@ -210,6 +223,7 @@ def _kept(engine: Engine) -> list[Kept]:
             provider_batch_id=row.provider_batch_id,
             copy_of=row.copy_of,
             waited_for=row.id in waited_for,
+            cancel_at=row.cancel_at,
             tokens=(row.token,)
             if row.copy_of is not None
             else tuple(derived_token(ledger_id, "batch", row.id, number) for number in range(1, row.submission + 1)),
@@ -281,8 +295,11 @@ def _unexplained(
     for copy, listed in copies:
         # The provider made it itself, or took one submission so late that it was proven absent by then.
         seen = tried.get((listed.id, key))
-        if seen is None or not (listed.waited_for or _stopped(copy) or _over_by(copy, seen.began_at)):
-            return f"{copy.id} is a copy: no run waits for it, and it was neither stopped nor over when it was seen"
+        if seen is None:
+            return f"{copy.id} is a copy without an attempt on the row"
+        heard_by = (listed.cancel_at or seen.began_at) + CANCEL_ARRIVES
+        if not (listed.waited_for or _stopped(copy) or _over_by(copy, heard_by)):
+            return f"{copy.id} is a copy: no run waits for it, and it was neither stopped nor over before it could be"
     if copies:
         # What the ledger sent itself is held against the batch that this is a copy of.
         return None

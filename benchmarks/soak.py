@@ -9,8 +9,8 @@ again, as the same flow run or as a new one. The provider's account is then held
 - `double_submissions`: pairs of batches at the provider that carry one row, of which the later is not explained by
   the ledger: it was sent after the attempt in the earlier one had ended there (the batch's end, a cancel, a proof of
   absence, an overdue batch), or it is a copy that the provider made of one submission, which the ledger lists, and
-  which was stopped unless it had ended before anybody could know, or carries rows that the first one left unanswered
-  and a run waits for.
+  which was stopped unless it had ended before the cancel could reach it, or carries rows that the first one left
+  unanswered and a run waits for.
   Left out of this and the next count, and told as `nameless_copies`: copies at a provider without metadata of which
   not one result line bears a custom_id. What nobody can know no ledger can list.
 - `unreconciled_rows`: bills of the provider that no attempt in the ledger accounts for, priced, superseded or listed
