@@ -28,7 +28,7 @@ __all__ = ["LONGEST_S", "Process", "World", "Worlds", "memory"]
 SPEED = 20.0
 """Simulated seconds in a real one while somebody is busy: a lease lasts 15 real seconds."""
 
-LONGEST_S = 240.0
+LONGEST_S = 600.0
 """Real seconds that a process may take before its case has failed."""
 
 _FOR_EVER_S = 10.0**9

@@ -30,7 +30,6 @@ from prefect_llm_tiers.engine.looks import (
     was_looked_at,
 )
 from prefect_llm_tiers.engine.recovery import (
-    LOOK_AGAIN,
     Match,
     Search,
     Verdict,
@@ -48,6 +47,9 @@ SEND_AGAIN = timedelta(minutes=2)
 """Between two tries to upload a batch to a provider that is down."""
 
 OVERDUE_AFTER = timedelta(hours=1)
+
+OVERDUE_AGAIN = timedelta(minutes=30)
+"""Between two searches for an overdue batch: its rows are released, and each one reads a list and every candidate."""
 
 SEARCHED_AFTER = timedelta(days=1)
 """How long a batch that was never found is searched for beyond its window where the list cannot be read."""
@@ -298,7 +300,7 @@ class BatchLane:
             return ledger.advance_batch(
                 batch, BatchState.DISCARDED, lease=lease, at=now, detail="never confirmed and never found"
             )
-        return ledger.note_batch(batch, next_poll_at=now + LOOK_AGAIN, looked=True)
+        return ledger.note_batch(batch, next_poll_at=now + OVERDUE_AGAIN, looked=True)
 
     async def _seen(self, batch: Batch, seen: ProviderBatch, lease: Lease, until: datetime | None) -> Batch:
         """Draw the consequences of a look at a batch."""
