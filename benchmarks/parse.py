@@ -169,9 +169,6 @@ class _Sink:
     def settle_batch(self, batch: Batch, *, lease: Lease, at: datetime) -> tuple[Batch, int]:
         return batch, 0
 
-    def observe(self, observations: Sequence[object]) -> None:
-        pass
-
 
 class _Still:
     """A clock that stands, and a watcher that looks away."""

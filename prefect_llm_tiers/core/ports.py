@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import msgspec
 
 from prefect_llm_tiers.core.batches import Batch, BatchState, ProviderBatch
+from prefect_llm_tiers.core.observations import ObservedBatch, ObservedLane
 from prefect_llm_tiers.core.outcomes import Outcome
 from prefect_llm_tiers.core.requests import Endpoint, Request
 from prefect_llm_tiers.core.runs import (
@@ -18,7 +19,6 @@ from prefect_llm_tiers.core.runs import (
     Entry,
     Event,
     Lease,
-    Observation,
     Recorded,
     Spending,
     Standing,
@@ -547,12 +547,20 @@ class Ledger(Protocol):
         """Return how many requests failed for a step run, by reason."""
         ...
 
-    def observe(self, observations: Sequence[Observation]) -> None:
-        """Append observations. A fact."""
+    def observed_batches(
+        self, *, provider: str, model: str, account: str | None, now: datetime, limit: int = 500
+    ) -> list[ObservedBatch]:
+        """Return the newest batches of an account, or of all, that ran or still run, newest first, each once."""
         ...
 
-    def observations(self, *, provider: str, model: str, tier: Tier, limit: int = 500) -> list[Observation]:
-        """Return the newest observations, newest first."""
+    def observe_lane(self, lane: ObservedLane, *, step_run_id: str, tier: Tier, model: str) -> None:
+        """Add one visit to what a step run saw of a live tier. A fact."""
+        ...
+
+    def observed_lanes(
+        self, *, provider: str, model: str, account: str | None, tier: Tier, limit: int = 500
+    ) -> list[ObservedLane]:
+        """Return what the newest step runs of an account, or of all, saw of a live tier, newest first."""
         ...
 
     def events(self, subject: str, subject_id: str) -> list[Event]:

@@ -1,7 +1,7 @@
 """A step run: one call of one step in one flow run, and where each of its requests stands."""
 
 import hashlib
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 
@@ -15,7 +15,6 @@ __all__ = [
     "Entry",
     "Event",
     "Lease",
-    "Observation",
     "Recorded",
     "RequestState",
     "Spending",
@@ -209,28 +208,6 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     epoch: int
     until: datetime
-
-
-class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing seen of a provider's latency, for the laws to learn from.
-
-    Attributes:
-        provider: Dialect, as `openai`.
-        model: The model asked.
-        tier: The tier served.
-        requests: How many calls it covers.
-        duration: How long it took, or how long it had taken when it was cut.
-        censored: True if it had not finished: the law may only conclude "longer than".
-        at: When it was seen.
-    """
-
-    provider: str
-    model: str
-    tier: Tier
-    requests: int
-    duration: timedelta
-    censored: bool
-    at: datetime
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,8 +9,9 @@ from prefect_llm_tiers.core.outcomes import Usage
 from prefect_llm_tiers.core.prices import PUBLISHED_RATIO, price
 from prefect_llm_tiers.core.tiers import LIVE_TIERS, Tier
 from prefect_llm_tiers.engine.batch import LONGEST_POLL
+from prefect_llm_tiers.engine.beliefs import Beliefs
 from prefect_llm_tiers.engine.job import Job, LaterStep
-from prefect_llm_tiers.planning.priors import LiveRate, prior_batch, prior_live
+from prefect_llm_tiers.planning.priors import LiveRate
 from prefect_llm_tiers.planning.problem import Problem, StepProblem
 
 __all__ = ["BYTES_PER_TOKEN", "problem_of"]
@@ -25,6 +26,7 @@ class _Shape(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     provider: str
     model: str
+    account: str | None
     tiers: tuple[Tier, ...]
     offered: frozenset[Tier]
     after: tuple[str, ...]
@@ -38,13 +40,16 @@ class _Shape(msgspec.Struct, frozen=True, kw_only=True):
     deadline: datetime | None
 
 
-def problem_of(job: Job, *, provider: str, now: datetime, remaining: int, answered: int, input_bytes: int) -> Problem:
+def problem_of(
+    job: Job, beliefs: Beliefs, *, provider: str, now: datetime, remaining: int, answered: int, input_bytes: int
+) -> Problem:
     """Return the planning problem of a step run and of the steps after it.
 
     Later steps are taken to have as many requests as this one has rows.
 
     Args:
         job: The step run.
+        beliefs: The laws of each tier's latency.
         provider: The price book's provider id.
         now: When the plan is made.
         remaining: Requests still to be asked.
@@ -57,6 +62,7 @@ def problem_of(job: Job, *, provider: str, now: datetime, remaining: int, answer
         name=job.step,
         provider=provider,
         model=job.model,
+        account=job.account,
         tiers=job.tiers,
         offered=job.capabilities.tiers,
         after=(),
@@ -69,21 +75,28 @@ def problem_of(job: Job, *, provider: str, now: datetime, remaining: int, answer
         answered=answered,
         deadline=job.deadline,
     )
-    later = [_later_shape(step, job.rows) for step in job.later]
+    later = [
+        # At another provider it is not known yet who will ask.
+        _later_shape(step, job.rows, account=job.account if step.provider == provider else None)
+        for step in job.later
+    ]
+    steps = tuple(_step_problem(shape, beliefs, now) for shape in (this, *later))
     return Problem(
         now=now,
         due=job.due,
         on_time=job.on_time,
-        steps=tuple(_step_problem(shape, now) for shape in (this, *later)),
+        steps=steps,
         min_saving_usd=job.min_saving_usd,
+        basis=beliefs.basis,
     )
 
 
-def _later_shape(step: LaterStep, rows: int) -> _Shape:
+def _later_shape(step: LaterStep, rows: int, *, account: str | None) -> _Shape:
     return _Shape(
         name=step.name,
         provider=step.provider,
         model=step.model,
+        account=account,
         tiers=step.tiers,
         # Those that it may not use are not known here; none is advised that may not be there.
         offered=frozenset(step.tiers),
@@ -99,17 +112,24 @@ def _later_shape(step: LaterStep, rows: int) -> _Shape:
     )
 
 
-def _step_problem(shape: _Shape, now: datetime) -> StepProblem:
+def _step_problem(shape: _Shape, beliefs: Beliefs, now: datetime) -> StepProblem:
     costs, unpriced = _costs(shape, now)
+    asked_of = shape.provider, shape.model, shape.account
     return StepProblem(
         name=shape.name,
         requests=shape.requests,
         answered=shape.answered,
-        batch=prior_batch(window_s=shape.window.total_seconds())
+        batch=beliefs.batch(*asked_of, window_s=shape.window.total_seconds())
         if Tier.BATCH in shape.tiers and shape.window is not None
         else None,
         live={
-            tier: prior_live(tier, rate=shape.rate, input_tokens=shape.input_tokens, output_tokens=shape.output_tokens)
+            tier: beliefs.live(
+                *asked_of,
+                tier,
+                rate=shape.rate,
+                input_tokens=shape.input_tokens,
+                output_tokens=shape.output_tokens,
+            )
             for tier in LIVE_TIERS
             if tier in shape.tiers
         },

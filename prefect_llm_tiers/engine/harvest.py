@@ -6,8 +6,7 @@ from datetime import datetime, timedelta
 from prefect_llm_tiers.core.batches import Batch, BatchState
 from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind
 from prefect_llm_tiers.core.requests import Endpoint
-from prefect_llm_tiers.core.runs import Lease, Observation
-from prefect_llm_tiers.core.tiers import Tier
+from prefect_llm_tiers.core.runs import Lease
 from prefect_llm_tiers.crash_points import crash_point
 from prefect_llm_tiers.engine.job import Ports
 from prefect_llm_tiers.engine.reading import Reading
@@ -128,7 +127,6 @@ class Harvest:
         """End an ended batch: rows without an answer are open again."""
         batch, _ = self._ports.ledger.settle_batch(batch, lease=lease, at=self._ports.clock.now())
         crash_point("batch.settled")
-        self._observe(batch)
         if failed:
             self._ports.watcher.noticed(
                 f"{failed:,} requests of batch {batch.id} failed; the next run asks them again."
@@ -140,26 +138,3 @@ class Harvest:
         """Return when its state was first seen here; the provider's own word on an end may be hours older."""
         events = self._ports.ledger.events("batch", str(batch.id))
         return next((event.at for event in reversed(events) if event.after == batch.state), batch.created_at)
-
-    def _observe(self, batch: Batch) -> None:
-        """Tell the laws how long it took; a batch that was cut short says only "longer than"."""
-        if batch.submitted_at is None or batch.ended_at is None or not batch.counts.total:
-            # One that failed its validation never ran, and says nothing of how long it would have taken.
-            return
-        self._ports.ledger.observe(
-            [
-                Observation(
-                    provider=batch.provider,
-                    model=batch.model,
-                    tier=Tier.BATCH,
-                    requests=batch.rows,
-                    # The provider's clock and ours may differ by more than a short batch takes.
-                    duration=max(batch.ended_at - batch.submitted_at, _LEAST),
-                    censored=batch.cancel_at is not None or batch.counts.completed < batch.counts.total,
-                    at=self._ports.clock.now(),
-                )
-            ]
-        )
-
-
-_LEAST = timedelta(seconds=1)

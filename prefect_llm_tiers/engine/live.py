@@ -16,12 +16,13 @@ import msgspec
 from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind
 from prefect_llm_tiers.core.ports import CallFailed, FailureMeaning
 from prefect_llm_tiers.core.requests import Request
-from prefect_llm_tiers.core.runs import Lease, Observation, StepRun
+from prefect_llm_tiers.core.runs import Lease, StepRun
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.crash_points import crash_point
 from prefect_llm_tiers.engine.failures import LOST
 from prefect_llm_tiers.engine.job import Job, Ports
 from prefect_llm_tiers.engine.journal import Journal
+from prefect_llm_tiers.engine.observing import Observing
 from prefect_llm_tiers.engine.pricing import priced
 from prefect_llm_tiers.engine.throttle import Circuit, Throttle
 from prefect_llm_tiers.engine.visit import Dropped, Visit
@@ -109,6 +110,7 @@ class LiveLane:
         )
         self._throttle = throttle
         self._circuit = Circuit(ports.clock) if tier is Tier.FLEX else None
+        self._observing = Observing(ports.clock, rate=job.rate, circuit=self._circuit)
         self._answered_at: datetime | None = None
         self._settled = 0
         self._spent = Decimal(0)
@@ -122,7 +124,6 @@ class LiveLane:
             CredentialsRejected: The key was refused.
             LeaseLost: Another process decides now; what was in flight is written down first.
         """
-        began = self._ports.clock.now()
         workers = [asyncio.create_task(self._work(positions)) for _ in range(max(1, self._job.rate.concurrency))]
         try:
             # A worker ends early only by an error of ours, as a ledger that cannot be written.
@@ -132,9 +133,10 @@ class LiveLane:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
             await self._journal.flush()
+        if not self._visit.unsupported:
+            self._observe()
         if self._visit.fatal is not None:
             raise self._visit.fatal
-        self._observe(began)
         return LaneReport(settled=self._settled, tier_unsupported=self._visit.unsupported)
 
     async def _work(self, positions: Iterator[int]) -> None:
@@ -261,14 +263,17 @@ class LiveLane:
         capabilities = self._job.capabilities
         limit = capabilities.flex_timeout if self._tier is Tier.FLEX else capabilities.live_timeout
         timeout_s = self._visit.call_s(limit)
+        began = self._observing.sent()
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._ports.provider.call(
+                outcome = await self._ports.provider.call(
                     request, endpoint=self._job.endpoint, tier=self._tier, timeout_s=timeout_s
                 )
         except TimeoutError:
             meaning = FailureMeaning(kind="timeout", reason="timeout", maybe_billed=True)
             raise CallFailed(meaning) from None
+        self._observing.replied(began, outcome)
+        return outcome
 
     def _understand(self, meaning: FailureMeaning) -> Outcome | None:
         """Draw the consequences of a failed call; return the outcome of its attempt, if it ends it.
@@ -355,23 +360,10 @@ class LiveLane:
         if attempt.id is not None:
             await self._journal.record(attempt.id, outcome)
 
-    def _observe(self, began: datetime) -> None:
-        if not self._settled:
-            return
-        now = self._ports.clock.now()
-        self._ports.ledger.observe(
-            [
-                Observation(
-                    provider=self._ports.provider.name,
-                    model=self._job.model,
-                    tier=self._tier,
-                    requests=self._settled,
-                    duration=now - began,
-                    censored=self._visit.over,
-                    at=now,
-                )
-            ]
-        )
+    def _observe(self) -> None:
+        seen = self._observing.seen(settled=self._settled)
+        if seen is not None:
+            self._ports.ledger.observe_lane(seen, step_run_id=self._job.id, tier=self._tier, model=self._job.model)
 
 
 def _retry(key: str, reason: str, billing: Billing) -> Outcome:

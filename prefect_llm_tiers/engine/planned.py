@@ -9,6 +9,7 @@ from prefect_llm_tiers.core.batches import Batch
 from prefect_llm_tiers.core.runs import Lease, RequestState, StepRun
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.crash_points import crash_point
+from prefect_llm_tiers.engine.beliefs import Beliefs
 from prefect_llm_tiers.engine.forecast import problem_of
 from prefect_llm_tiers.engine.job import Job, Ports
 from prefect_llm_tiers.engine.standing import Survey
@@ -42,11 +43,13 @@ class StoredPlan:
         # A plan made when nothing was left to ask knows nothing of what a later entry brings.
         if stored is not None and (stored.step(run.step).requests or not len(unsettled)):
             return run, stored
+        now = ports.clock.now()
         problem = problem_of(
             # The first entry's: a span that counts from "now" must not start again after a crash.
             dataclasses.replace(job, deadline=run.deadline),
+            Beliefs(ports.ledger, now),
             provider=ports.provider.name,
-            now=ports.clock.now(),
+            now=now,
             remaining=len(unsettled),
             answered=len(job.spool.distinct) - len(unsettled),
             input_bytes=job.spool.body_bytes(unsettled),

@@ -1,6 +1,7 @@
 """A plan without a step run: what would be asked now, and what it would cost. Nothing is sent or written."""
 
 from prefect_llm_tiers.core.runs import RequestState
+from prefect_llm_tiers.engine.beliefs import Beliefs
 from prefect_llm_tiers.engine.forecast import problem_of
 from prefect_llm_tiers.engine.job import Job, Ports
 from prefect_llm_tiers.planning.making import plan as make_plan
@@ -29,10 +30,12 @@ def preview(job: Job, ports: Ports) -> Plan:
         unsettled.extend(
             position for position, one in zip(group.tolist(), standing, strict=True) if one.state in _OPEN_STATES
         )
+    now = ports.clock.now()
     problem = problem_of(
         job,
+        Beliefs(ports.ledger, now),
         provider=ports.provider.name,
-        now=ports.clock.now(),
+        now=now,
         remaining=len(unsettled),
         answered=len(distinct) - len(unsettled),
         input_bytes=sum(map(job.spool.length, unsettled)),

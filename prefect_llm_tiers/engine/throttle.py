@@ -115,8 +115,12 @@ class Circuit:
     Opens on a refusal and is probed after about a minute by one call; a refusal costs milliseconds. A
     stall costs a whole timeout, so it holds the circuit open for longer.
 
+    An outage is counted as one when it outlasts that minute: of many calls in flight some may be refused while the
+    others go through.
+
     Attributes:
         is_open: Whether calls are held back.
+        recoveries: How many outages it saw end.
     """
 
     REFUSED = timedelta(seconds=60)
@@ -126,7 +130,25 @@ class Circuit:
         self._clock = clock
         self._probe_found: asyncio.Event | None = None
         self._probe_at = clock.now()
+        self._refused_at: datetime | None = None
+        self._answered = False
+        self._found_down = False
+        self._down = timedelta(0)
         self.is_open = False
+        self.recoveries = 0
+
+    def down(self, now: datetime) -> timedelta:
+        """Return for how long the tier took no calls."""
+        return self._down + self._outage(now)
+
+    def found_down(self, now: datetime) -> bool:
+        """Return whether the tier took no calls from the first one on."""
+        return self._found_down or (not self._answered and self._outage(now) > timedelta(0))
+
+    def _outage(self, now: datetime) -> timedelta:
+        """Return how long the outage lasts that is not over yet; nothing where there is none."""
+        lasts = now - self._refused_at if self._refused_at is not None else timedelta(0)
+        return lasts if lasts >= self.REFUSED else timedelta(0)
 
     async def enter(self) -> bool:
         """Return when a call may go; True if it is the probe.
@@ -149,11 +171,19 @@ class Circuit:
 
     def answered(self) -> None:
         """Close the circuit: a call came through."""
+        now = self._clock.now()
+        if self._outage(now):
+            self._found_down |= not self._answered
+            self._down += self._outage(now)
+            self.recoveries += 1
+        self._refused_at, self._answered = None, True
         self.is_open = False
         self._probe_over()
 
     def refused(self, *, stalled: bool = False) -> None:
         """Open the circuit, or keep it open after a probe that failed."""
+        if not self.is_open:
+            self._refused_at = self._clock.now()
         self.is_open = True
         self._probe_at = self._clock.now() + (self.STALLED if stalled else self.REFUSED)
         self._probe_over()

@@ -1,23 +1,18 @@
-"""What it came to: the account of a step run, what was seen of latencies, and what happened when."""
+"""What it came to: the account of a step run, and what happened when."""
 
 from collections import defaultdict
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 from sqlalchemy import Connection, and_, case, func, insert, or_, select
 
 from prefect_llm_tiers.core.outcomes import Billing, OutcomeKind, Usage
-from prefect_llm_tiers.core.runs import Event, Observation, Spending
+from prefect_llm_tiers.core.runs import Event, Spending
 from prefect_llm_tiers.core.tiers import Tier
-from prefect_llm_tiers.ledger import schema
 from prefect_llm_tiers.ledger.database import Database
 from prefect_llm_tiers.ledger.schema import attempts, events, outcomes, setbacks, step_runs
 
 __all__ = ["Account", "log"]
-
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def log(
@@ -132,49 +127,6 @@ class Account:
             for (tier, served, label), line in sorted(
                 lines.items(), key=lambda item: (item[0][0], item[0][1] or "", item[0][2])
             )
-        ]
-
-    def observe(self, observations: Sequence[Observation]) -> None:
-        """Append observations. A fact."""
-        if not observations:
-            return
-        rows: list[dict[str, Any]] = [
-            {
-                "provider": one.provider,
-                "model": one.model,
-                "tier": one.tier,
-                "requests": one.requests,
-                "duration_us": one.duration // _MICROSECOND,
-                "censored": one.censored,
-                "at": one.at,
-            }
-            for one in observations
-        ]
-        with self._database.write() as connection:
-            connection.execute(insert(schema.observations), rows)
-
-    def observations(self, *, provider: str, model: str, tier: Tier, limit: int = 500) -> list[Observation]:
-        """Return the newest observations, newest first."""
-        table = schema.observations.c
-        query = (
-            select(schema.observations)
-            .where(table.provider == provider, table.model == model, table.tier == tier)
-            .order_by(table.at.desc(), table.id.desc())
-            .limit(limit)
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(query).all()
-        return [
-            Observation(
-                provider=row.provider,
-                model=row.model,
-                tier=Tier(row.tier),
-                requests=row.requests,
-                duration=timedelta(microseconds=row.duration_us),
-                censored=row.censored,
-                at=row.at,
-            )
-            for row in rows
         ]
 
     def events(self, subject: str, subject_id: str) -> list[Event]:

@@ -42,19 +42,19 @@ __all__ = [
     "batches",
     "events",
     "from_micros",
+    "lanes",
     "leases",
     "meta",
     "metadata",
     "micros",
     "money",
-    "observations",
     "outcomes",
     "requests",
     "setbacks",
     "step_runs",
 ]
 
-REVISION = "0003"
+REVISION = "0004"
 """The newest migration; a ledger at this revision is opened without loading Alembic."""
 
 VERSION_TABLE = "ledger_schema_version"
@@ -208,6 +208,7 @@ batches = Table(
     Column("copy_of", _NUMBER, ForeignKey("batches.id"), index=True),
     Column("input_tokens", _NUMBER),
     # A copy was made by a submission of another batch, and bears its token.
+    Index("ix_batches_observed", "provider", "account", "model"),
     Index("ix_batches_token", "token", unique=True, sqlite_where=_OWN, postgresql_where=_OWN),
 )
 """Batches as `core.batches.Batch` describes them. `error_codes` is a JSON list.
@@ -324,19 +325,30 @@ attachments = Table(
 )
 """Which step runs wait for which batch: waiting (`left_at` is null) -> left, and never back."""
 
-observations = Table(
-    "observations",
+lanes = Table(
+    "lanes",
     metadata,
-    Column("id", _NUMBER, primary_key=True),
-    Column("provider", Text, nullable=False),
+    Column("step_run", _NUMBER, ForeignKey("step_runs.number"), primary_key=True, autoincrement=False),
+    Column("tier", Text, primary_key=True),
     Column("model", Text, nullable=False),
-    Column("tier", Text, nullable=False),
-    Column("requests", Integer, nullable=False),
-    Column("duration_us", BigInteger, nullable=False),
-    Column("censored", Boolean, nullable=False),
-    Column("at", Instant, nullable=False),
-    Index("ix_observations_newest", "provider", "model", "tier", "at"),
+    Column("began_at", Instant, nullable=False),
+    Column("visits", Integer, nullable=False),
+    Column("requests", _NUMBER, nullable=False),
+    Column("busy_us", BigInteger, nullable=False),
+    Column("concurrency", Integer, nullable=False),
+    Column("spacing_us", BigInteger, nullable=False),
+    Column("latency_us", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("found_down", Boolean, nullable=False),
+    Column("down_us", BigInteger, nullable=False),
+    Column("recoveries", Integer, nullable=False),
+    Index("ix_lanes_newest", "model", "tier", "began_at"),
+    sqlite_with_rowid=False,
 )
+"""What a step run saw of a live tier, as sums over its visits: `latency_us` and `output_tokens` over its requests.
+
+Batches need no table of what was seen of them: the rows of `batches` are it.
+"""
 
 events = Table(
     "events",

@@ -8,13 +8,14 @@ from prefect_llm_tiers.ledger.database import Database
 from prefect_llm_tiers.ledger.harvest import Harvest, Packed
 from prefect_llm_tiers.ledger.leases import Leases
 from prefect_llm_tiers.ledger.life import BatchLife
+from prefect_llm_tiers.ledger.observed import Observed
 from prefect_llm_tiers.ledger.requests import Requests
 from prefect_llm_tiers.ledger.step_runs import StepRuns
 
 __all__ = ["SqlLedger"]
 
 
-class SqlLedger(Leases, StepRuns, Requests, Calls, Batches, BatchLife, Copies, Harvest, Account):
+class SqlLedger(Leases, StepRuns, Requests, Calls, Batches, BatchLife, Copies, Harvest, Account, Observed):
     """A ledger in a database; the contract is `core.ports.Ledger`.
 
     One value may be used by several threads, and one database by several processes. A file must be on

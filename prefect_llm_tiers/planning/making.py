@@ -33,7 +33,6 @@ from prefect_llm_tiers.planning.stopping import (
 __all__ = ["plan"]
 
 RULE = "latest safe start"
-PRIORS = "priors; nothing was learned yet"
 
 RESOLVED = 1 - 8 / NIGHTS
 """The greatest chance that counting nights can tell from certainty; beyond it only the laws' quantiles can."""
@@ -228,7 +227,7 @@ def _candidate(
         reserve=reserve,
         chance=1.0,
         rule=RULE,
-        basis=PRIORS,
+        basis=problem.basis,
         steps=steps,
     )
     nights = play(draft, {step.name: step.after for step in problem.steps}, draws)

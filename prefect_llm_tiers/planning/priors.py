@@ -11,7 +11,7 @@ import msgspec
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.planning.laws import BatchLaw, LiveLaw
 
-__all__ = ["LiveRate", "prior_batch", "prior_live"]
+__all__ = ["LiveRate", "latency_of", "pace_of", "prior_batch", "prior_live"]
 
 _OUTPUT_TOKENS_PER_S = {Tier.PRIORITY: 90.0, Tier.STANDARD: 60.0, Tier.FLEX: 30.0}
 _FIRST_TOKEN_S = {Tier.PRIORITY: 0.6, Tier.STANDARD: 1.0, Tier.FLEX: 4.0}
@@ -33,6 +33,11 @@ class LiveRate(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
 
+    def spacing_s(self, tokens: float) -> float:
+        """Return the seconds between two calls of so many tokens that the account's limits ask for."""
+        by_requests = 60.0 / self.requests_per_minute if self.requests_per_minute else 0.0
+        return max(by_requests, 60.0 * tokens / self.tokens_per_minute if self.tokens_per_minute else 0.0)
+
 
 def prior_batch(*, window_s: float) -> BatchLaw:
     """Return the prior of a batch: median 25 min, one in twenty stuck for 4 h or longer."""
@@ -46,6 +51,23 @@ def prior_batch(*, window_s: float) -> BatchLaw:
     )
 
 
+def latency_of(tier: Tier, output_tokens: float) -> float:
+    """Return the seconds that a call of a live tier is believed to take before any was made."""
+    return _FIRST_TOKEN_S[tier] + output_tokens / _OUTPUT_TOKENS_PER_S[tier]
+
+
+def pace_of(latency_s: float, *, concurrency: int, spacing_s: float) -> tuple[float, float]:
+    """Return the set-up of a lane and the seconds that a request adds to it.
+
+    Args:
+        latency_s: Of one call.
+        concurrency: Calls in flight at most.
+        spacing_s: What the account's own limits ask for between two calls.
+    """
+    # A lane ends with its slowest call, and starts narrow: three latencies on top of its throughput.
+    return 3 * latency_s, max(latency_s / max(1, concurrency), spacing_s)
+
+
 def prior_live(tier: Tier, *, rate: LiveRate, input_tokens: float, output_tokens: float) -> LiveLaw:
     """Return the prior of a live tier: the slowest of concurrency and the account's own limits.
 
@@ -55,15 +77,13 @@ def prior_live(tier: Tier, *, rate: LiveRate, input_tokens: float, output_tokens
         input_tokens: Tokens of a request, on average.
         output_tokens: Tokens of an answer, on average.
     """
-    latency_s = _FIRST_TOKEN_S[tier] + output_tokens / _OUTPUT_TOKENS_PER_S[tier]
-    per_request_s = latency_s / max(1, rate.concurrency)
-    if rate.requests_per_minute:
-        per_request_s = max(per_request_s, 60.0 / rate.requests_per_minute)
-    if rate.tokens_per_minute:
-        per_request_s = max(per_request_s, 60.0 * (input_tokens + output_tokens) / rate.tokens_per_minute)
-    # A lane ends with its slowest call, and starts narrow: three latencies on top of its throughput.
+    base_s, per_request_s = pace_of(
+        latency_of(tier, output_tokens),
+        concurrency=rate.concurrency,
+        spacing_s=rate.spacing_s(input_tokens + output_tokens),
+    )
     return LiveLaw(
-        base_s=3 * latency_s,
+        base_s=base_s,
         per_request_s=per_request_s,
         sigma=_SIGMA[tier],
         p_down=_P_DOWN[tier],

@@ -9,7 +9,10 @@ import msgspec
 from prefect_llm_tiers.core.tiers import SURE_TIERS, Tier
 from prefect_llm_tiers.planning.laws import BatchLaw, LiveLaw
 
-__all__ = ["Problem", "StepProblem"]
+__all__ = ["PRIORS", "Problem", "StepProblem"]
+
+PRIORS = "priors; nothing was learned yet"
+"""What laws rest on before anything was observed."""
 
 
 class StepProblem(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +67,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         on_time: Chance of being on time that is asked for.
         steps: In an order in which every step comes after those it needs.
         min_saving_usd: Batch and flex are used only where they are expected to save at least this much.
+        basis: What the laws rest on, in plain words.
     """
 
     now: datetime
@@ -71,3 +75,4 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     on_time: float
     steps: tuple[StepProblem, ...]
     min_saving_usd: Decimal = Decimal(0)
+    basis: str = PRIORS

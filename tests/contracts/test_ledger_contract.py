@@ -24,13 +24,13 @@ from prefect_llm_tiers.core.batches import (
     ProviderBatch,
     ProviderBatchStatus,
 )
+from prefect_llm_tiers.core.observations import ObservedBatch, ObservedLane
 from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind, Usage
 from prefect_llm_tiers.core.ports import Ledger
 from prefect_llm_tiers.core.requests import derived_token, request_key
 from prefect_llm_tiers.core.runs import (
     Entry,
     Lease,
-    Observation,
     Recorded,
     RequestState,
     Spending,
@@ -1652,8 +1652,7 @@ class TestAccount:
     )
     def test_sums_are_exact(self, ledger: Ledger, costs: list[Decimal]) -> None:
         """Money adds up to the last decimal, and every amount comes back digit for digit."""
-        run_id = f"sums-{len(ledger.observations(provider='p', model='m', tier=Tier.BATCH))}"
-        ledger.observe([observation()])
+        run_id = f"sums-{len(ledger.step_runs_of('flow-1'))}"
         seat = Seat(ledger, run_id)
         for number, cost in enumerate(costs):
             name = key(f"{run_id}-{number}")
@@ -1666,32 +1665,151 @@ class TestAccount:
         assert line.list_usd == 2 * sum(costs)
 
 
-def observation(minutes: int = 0, **changes: Any) -> Observation:
-    """A batch that was seen to end."""
-    seen: dict[str, Any] = {
-        "provider": "p",
-        "model": "m",
-        "tier": Tier.BATCH,
-        "requests": 500,
-        "duration": timedelta(hours=2, microseconds=17),
-        "censored": False,
-        "at": AT + minutes * MINUTE,
-    }
-    return Observation(**(seen | changes))
+LANE = ObservedLane(
+    began_at=AT,
+    requests=40,
+    busy=90 * timedelta(seconds=1),
+    concurrency=16,
+    spacing=timedelta(milliseconds=250),
+    latency=timedelta(seconds=2, microseconds=3),
+    output_tokens=120.0,
+    found_down=True,
+    down=30 * MINUTE,
+    recoveries=1,
+)
+OF_LUNA: dict[str, Any] = {"provider": "openai", "model": "gpt-6-luna", "account": "org/project"}
 
 
 class TestObservations:
-    """What the latency laws learn from."""
+    """What the laws of latency are learned from."""
 
-    def test_the_newest_come_first(self, ledger: Ledger) -> None:
-        """Observations come back whole, newest first, those of this provider, model and tier alone."""
-        seen = [observation(2), observation(1, censored=True), observation(3)]
-        others = [observation(9, provider="q"), observation(9, model="n"), observation(9, tier=Tier.FLEX)]
-        ledger.observe(seen)
-        ledger.observe(others)
-        ledger.observe([])
-        assert ledger.observations(provider="p", model="m", tier=Tier.BATCH) == [seen[2], seen[0], seen[1]]
-        assert ledger.observations(provider="p", model="m", tier=Tier.BATCH, limit=1) == [seen[2]]
+    def seen(self, ledger: Ledger, now: datetime = AT + 9 * HOUR, **asked: Any) -> list[ObservedBatch]:
+        return ledger.observed_batches(**(OF_LUNA | {"now": now} | asked))
+
+    def ended(self, seat: Seat, batch: Batch, state: BatchState, counts: BatchCounts, after: timedelta) -> Batch:
+        last = told(f"batch_{batch.id}", status=ProviderBatchStatus(state), counts=counts, ended_at=AT + after)
+        return seat.advance(batch, state, provider_batch=last)
+
+    def test_a_batch_tells_how_long_it_took_from_its_intent(self, ledger: Ledger) -> None:
+        """From the intent to the provider's own end: one that was confirmed late was not short."""
+        seat = Seat(ledger)
+        batch = seat.advance(seat.plan(A, B), BatchState.SUBMITTING)
+        batch = ledger.advance_batch(batch, BatchState.IN_PROGRESS, lease=seat.lease, at=AT + HOUR)
+        self.ended(seat, batch, BatchState.COMPLETED, BatchCounts(2, 1, 1), 3 * HOUR)
+        assert self.seen(ledger) == [ObservedBatch(began_at=AT, duration=3 * HOUR, censored=False, requests=2, done=2)]
+
+    def test_a_batch_is_seen_once_however_often_it_is_looked_at(self, connect: OpenLedger) -> None:
+        """Whoever dies after an end, settles it twice or reads it elsewhere adds nothing."""
+        ledger = connect()
+        seat = Seat(ledger)
+        batch = self.ended(seat, seat.advance(seat.plan(A), *RUNNING), BatchState.COMPLETED, BatchCounts(1, 1, 0), HOUR)
+        before = self.seen(connect())
+        ledger.settle_batch(batch, lease=seat.lease, at=AT + 2 * HOUR)
+        with pytest.raises(IllegalTransition):
+            ledger.settle_batch(batch, lease=seat.lease, at=AT + 3 * HOUR)
+        assert len(before) == 1
+        assert self.seen(ledger) == self.seen(connect()) == before
+
+    def test_a_running_batch_is_longer_than_it_has_run(self, ledger: Ledger) -> None:
+        """What is out counts with its age, and with what it has done as far as is told."""
+        seat = Seat(ledger)
+        batch = seat.advance(seat.plan(A, B), *RUNNING)
+        batch = ledger.note_batch(batch, provider_batch=told(counts=BatchCounts(2, 1, 0)))
+        (seen,) = self.seen(ledger, now=AT + 5 * HOUR)
+        assert seen == ObservedBatch(began_at=AT, duration=5 * HOUR, censored=True, requests=2, done=1)
+        ledger.advance_batch(batch, BatchState.OVERDUE, lease=seat.lease, at=AT + 26 * HOUR)
+        (seen,) = self.seen(ledger, now=AT + 30 * HOUR)
+        assert (seen.duration, seen.censored) == (30 * HOUR, True)
+
+    def test_a_cancelled_batch_is_longer_than_until_its_cancel(self, ledger: Ledger) -> None:
+        """The provider's time to stop it is none that it was worked on; an end that came first counts as it is."""
+        seat = Seat(ledger)
+        for number, counts in enumerate((BatchCounts(1, 0, 0), BatchCounts(1, 1, 0))):
+            batch = seat.advance(seat.plan(key(f"cancel-{number}")), *RUNNING)
+            batch = ledger.advance_batch(batch, BatchState.CANCELLING, lease=seat.lease, at=AT + HOUR)
+            self.ended(seat, batch, BatchState.CANCELLED, counts, HOUR + 9 * MINUTE)
+        too_late, cut = self.seen(ledger)
+        assert (cut.duration, cut.censored) == (HOUR, True)
+        assert (too_late.duration, too_late.censored) == (HOUR + 9 * MINUTE, False)
+
+    def test_an_expired_batch_is_longer_than_its_window(self, ledger: Ledger) -> None:
+        """It ended, and yet was not done."""
+        seat = Seat(ledger)
+        self.ended(seat, seat.advance(seat.plan(A, B), *RUNNING), BatchState.EXPIRED, BatchCounts(2, 1, 0), 24 * HOUR)
+        (seen,) = self.seen(ledger)
+        assert (seen.duration, seen.censored, seen.done) == (24 * HOUR, True, 1)
+
+    def test_one_that_was_given_up_is_longer_than_until_then(self, ledger: Ledger) -> None:
+        """A batch that never came back is the slowest of all, and not to be forgotten."""
+        seat = Seat(ledger)
+        batch = seat.advance(seat.plan(A), *RUNNING, BatchState.OVERDUE)
+        ledger.advance_batch(batch, BatchState.DISCARDED, lease=seat.lease, at=AT + 27 * HOUR)
+        (seen,) = self.seen(ledger, now=AT + 1000 * HOUR)
+        assert (seen.duration, seen.censored) == (27 * HOUR, True)
+
+    def test_what_never_ran_tells_nothing(self, ledger: Ledger) -> None:
+        """Neither what was not sent or not confirmed, nor what failed its validation, nor a second copy."""
+        seat = Seat(ledger)
+        seat.plan(A)
+        seat.advance(seat.plan(B), BatchState.SUBMITTING)
+        batch = seat.advance(seat.plan(C), *RUNNING)
+        self.ended(seat, batch, BatchState.FAILED, BatchCounts(), HOUR)
+        ledger.note_copy(batch, told("batch_again"), token=batch.token, at=AT)
+        assert self.seen(ledger) == []
+
+    def test_the_newest_of_one_account_come_first(self, ledger: Ledger) -> None:
+        """Of the provider, the model and the account that are asked for, or of every account; so many at most."""
+        seat = Seat(ledger)
+        for number in range(3):
+            batch = seat.plan(key(f"one-{number}"))
+            batch = ledger.advance_batch(batch, BatchState.SUBMITTING, lease=seat.lease, at=AT + number * HOUR)
+            seat.advance(batch, BatchState.IN_PROGRESS)
+        assert [one.began_at for one in self.seen(ledger)] == [AT + 2 * HOUR, AT + HOUR, AT]
+        assert len(self.seen(ledger, limit=2)) == 2
+        assert len(self.seen(ledger, account=None)) == 3
+        others: list[dict[str, Any]] = [{"provider": "anthropic"}, {"model": "gpt-6"}, {"account": "org/other"}]
+        assert [self.seen(ledger, **other) for other in others] == [[], [], []]
+
+    def test_the_visits_of_a_lane_add_up(self, connect: OpenLedger) -> None:
+        """One row for each step run and tier: sums, means over requests, and how the tier was first found."""
+        ledger = connect()
+        seat = Seat(ledger)
+        second = ObservedLane(
+            began_at=AT + HOUR,
+            requests=120,
+            busy=MINUTE,
+            concurrency=32,
+            latency=timedelta(seconds=6, microseconds=3),
+            output_tokens=40.0,
+        )
+        for lane in (LANE, second):
+            ledger.observe_lane(lane, step_run_id=seat.id, tier=Tier.FLEX, model="gpt-6-luna")
+        account: dict[str, Any] = {"provider": seat.run.provider, "account": seat.run.account, "model": "gpt-6-luna"}
+        assert connect().observed_lanes(**account, tier=Tier.FLEX) == [
+            ObservedLane(
+                began_at=AT,
+                visits=2,
+                requests=160,
+                busy=150 * timedelta(seconds=1),
+                concurrency=32,
+                latency=timedelta(seconds=5, microseconds=3),
+                output_tokens=60.0,
+                found_down=True,
+                down=30 * MINUTE,
+                recoveries=1,
+            )
+        ]
+        assert ledger.observed_lanes(**account, tier=Tier.STANDARD) == []
+        assert ledger.observed_lanes(**(account | {"account": "org/other"}), tier=Tier.FLEX) == []
+
+    def test_the_newest_lanes_come_first(self, ledger: Ledger) -> None:
+        """So many at most, of one account or of all."""
+        for number in range(3):
+            seat = Seat(ledger, f"lane-{number}")
+            lane = msgspec.structs.replace(LANE, began_at=AT + number * HOUR, requests=0)
+            ledger.observe_lane(lane, step_run_id=seat.id, tier=Tier.FLEX, model="m")
+        seen = ledger.observed_lanes(provider=seat.run.provider, model="m", account=None, tier=Tier.FLEX, limit=2)
+        assert [one.began_at for one in seen] == [AT + 2 * HOUR, AT + HOUR]
 
 
 class TestTheWhole:

@@ -144,7 +144,9 @@ def test_batches_over_the_token_ceiling_are_given_up_for_a_live_tier(tmp_path: P
     assert box.account.asked_more_than_once == 0
     assert paid(box) == box.account.billed_usd
     ran = [batch for batch in box.ledger.batches_of("run-1", left=True) if batch.counts.completed]
-    seen = box.ledger.observations(provider="openai", model=MODELS[Dialect.OPENAI], tier=Tier.BATCH)
+    seen = box.ledger.observed_batches(
+        provider="openai", model=MODELS[Dialect.OPENAI], account=ran[0].account, now=box.clock.now()
+    )
     assert len(seen) == len(ran)
 
 

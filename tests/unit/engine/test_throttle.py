@@ -144,6 +144,46 @@ def test_a_stall_holds_the_circuit_open_for_longer_than_a_refusal() -> None:
     in_time(work)
 
 
+def test_an_outage_is_counted_from_its_first_refusal_to_the_next_answer() -> None:
+    """Found down or fallen later, over or still lasting: the law of outages needs to know each."""
+
+    async def work(clock: SimulatedClock) -> None:
+        circuit = Circuit(clock)
+
+        async def later(minutes: float) -> None:
+            await clock.sleep_until(clock.now() + timedelta(minutes=minutes))
+
+        circuit.refused()
+        await later(5)
+        circuit.refused()
+        assert circuit.found_down(clock.now())
+        await later(5)
+        circuit.answered()
+        assert (circuit.down(clock.now()), circuit.recoveries) == (timedelta(minutes=10), 1)
+        await later(30)
+        circuit.refused()
+        await later(3)
+        assert (circuit.down(clock.now()), circuit.recoveries) == (timedelta(minutes=13), 1)
+        assert circuit.found_down(clock.now())
+
+    in_time(work)
+
+
+def test_a_refusal_that_the_next_call_disproves_is_no_outage() -> None:
+    """Of many calls in flight some may be refused while the others go through."""
+
+    async def work(clock: SimulatedClock) -> None:
+        circuit = Circuit(clock)
+        for _ in range(20):
+            circuit.refused()
+            await clock.sleep_until(clock.now() + timedelta(seconds=2))
+            circuit.answered()
+        assert (circuit.down(clock.now()), circuit.recoveries) == (timedelta(0), 0)
+        assert not circuit.found_down(clock.now())
+
+    in_time(work)
+
+
 def test_a_start_that_is_not_used_is_the_next_ones() -> None:
     """A call that turned out not to be needed costs no turn of the account's rate."""
 

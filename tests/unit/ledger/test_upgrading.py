@@ -46,6 +46,10 @@ ANSWER = (
     "cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd, list_usd, ended_at, stamp) "
     f"VALUES (1, 1, 'counts', 'answer', 'Paid.', 'batch', 'billed', 5, 0, 0, 7, 0, '0.25', '0.50', {MICROS}, {MICROS})"
 )
+OBSERVED = (
+    "INSERT INTO observations (provider, model, tier, requests, duration_us, censored, at) VALUES "
+    f"('openai', 'm', 'batch', 2, 60000000, false, {MICROS})"
+)
 HELD = [
     f"INSERT INTO meta VALUES (1, '{LEDGER_ID}')",
     STEP_RUN.format(name="with-batches", at=MICROS),
@@ -62,6 +66,7 @@ HELD = [
     ANSWER,
     "INSERT INTO setbacks (step_run, request_id, tries, tried_for) VALUES (1, 2, 1, 'missing_in_results')",
     "INSERT INTO leases VALUES ('step:live', 'one', 4, 99)",
+    OBSERVED,
     f"INSERT INTO events (subject, subject_id, after, at) VALUES ('batch', '2', 'planned', {MICROS})",
 ]
 """A ledger of the first schema: a settled batch with one answer, one that is out, a live call in flight."""
@@ -114,6 +119,12 @@ def test_what_was_paid_for_is_there(ledger: SqlLedger) -> None:
     lease = ledger.lease("step:live")
     assert lease is not None
     assert lease.epoch == 4
+
+
+def test_batches_of_before_tell_how_long_they_took(ledger: SqlLedger) -> None:
+    """Their own rows say it, once each; nothing is learned twice from what was noted beside them."""
+    (running,) = ledger.observed_batches(provider="anthropic", model="m", account=None, now=AT + timedelta(hours=1))
+    assert (running.duration, running.censored) == (timedelta(hours=1), True)
 
 
 def test_a_step_run_is_told_whose_account_it_asked(ledger: SqlLedger) -> None:
