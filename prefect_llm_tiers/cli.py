@@ -1,6 +1,7 @@
 """The command line: `prefect-llm-tiers`.
 
-Exit codes: 0 all is well, 1 an error, 2 wrong usage, 3 batches are left that nobody can say anything of.
+Exit codes: 0 all is well, 1 an error, 2 wrong usage, 3 batches are left that nobody can say anything of, or, of
+`backtest`, there is no past to replay.
 """
 
 import json
@@ -14,6 +15,8 @@ from cyclopts import App, Parameter
 from prefect_llm_tiers.errors import ConfigurationError, LLMTiersError
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
     from prefect_llm_tiers.carrying.recovering import Found
     from prefect_llm_tiers.simulator.settings import WorldSettings
 
@@ -24,6 +27,7 @@ simulate = App(name="simulate", help="A provider in a box.")
 app.command(simulate)
 
 UNRESOLVED = 3
+NOTHING_TO_REPLAY = 3
 
 Providers = Annotated[
     list[str],
@@ -106,6 +110,46 @@ def cancel(
     return UNRESOLVED if any(one.open for one in found) else 0
 
 
+@app.command
+def backtest(
+    *files: Annotated[Path, Parameter(help="Files of scenarios to play instead of the ledger's past.")],
+    due: Annotated[list[str], Parameter(negative="", help="Time of day to try, as 07:00; may be given again.")] = [],  # noqa: B006 (as above)
+    zone: Annotated[str, Parameter(name="--tz", help="Time zone of --due.")] = "UTC",
+    days: Annotated[int, Parameter(help="How many days back the past goes.")] = 30,
+    step: Annotated[str | None, Parameter(help="Only flow runs with a step of this name.")] = None,
+    nights: Annotated[
+        int | None,
+        Parameter(help="Nights for each due time and chain, by default 20; for each scenario, by default 2000."),
+    ] = None,
+    seed: Annotated[int, Parameter(help="Another one draws other nights.")] = 0,
+    ledger: LedgerPlace = None,
+    as_json: AsJson = False,
+) -> int:
+    """Say what other due times would have cost, and how often they would have been missed.
+
+    Replays the chains that the ledger has seen, with the planner's own decisions over nights drawn from what was
+    observed. Without --due, the due times that they had, and some before and after. With files, plays their scenarios.
+    Nothing is asked and nothing is written.
+
+    Exits with 0, with 3 if there is no past to replay, 1 on an error and 2 on wrong usage.
+    """
+    from prefect_llm_tiers.backtesting.showing import as_text
+    from prefect_llm_tiers.carrying.backtest import of_ledger, of_scenarios
+
+    if files:
+        _report(
+            played := of_scenarios(files, nights=2000 if nights is None else nights, seed=seed),
+            as_text(played),
+            as_json=as_json,
+        )
+        return 0
+    past = of_ledger(
+        ledger, due=due, zone=zone, days=days, step=step, draws=20 if nights is None else nights, seed=seed
+    )
+    _report(past, as_text(past), as_json=as_json)
+    return 0 if past.chains else NOTHING_TO_REPLAY
+
+
 @simulate.command
 def serve(
     *,
@@ -172,16 +216,27 @@ def _read(path: Path) -> dict[str, Any]:
     return said
 
 
-def _show(found: "Sequence[Found]", *, as_json: bool, none: str) -> None:
+def _report(report: Any, text: "RenderableType", *, as_json: bool) -> None:
+    """Print a value as JSON, or as the text that was made of it."""
     import msgspec
 
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(list(found))).decode())
-        return
-    if not found:
+        print(msgspec.json.format(msgspec.json.encode(report)).decode())
+    else:
+        _console().print(text)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # Piped on, nobody's window bounds a line.
+    return Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False)
+
+
+def _show(found: "Sequence[Found]", *, as_json: bool, none: str) -> None:
+    if not found and not as_json:
         print(none)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("batch", "step", "state", "rows", "since", "next", box=None, pad_edge=False)
@@ -189,8 +244,7 @@ def _show(found: "Sequence[Found]", *, as_json: bool, none: str) -> None:
         state = one.after if one.before == one.after else f"{one.before} -> {one.after}"
         rows, since = f"{one.rows:,}", f"{one.since:%Y-%m-%d %H:%MZ}"
         table.add_row(str(one.batch), one.step, state, rows, since, one.next)
-    # Piped on, nobody's window bounds a line.
-    Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False).print(table)
+    _report(list(found), table, as_json=as_json)
 
 
 def _say(message: str) -> None:

@@ -4,6 +4,8 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from prefect_llm_tiers.core.tiers import Tier
+
 __all__ = ["ObservedBatch", "ObservedLane"]
 
 
@@ -11,6 +13,7 @@ class ObservedBatch(msgspec.Struct, frozen=True, kw_only=True):
     """How long one batch took, or for how long it had not come back.
 
     Attributes:
+        model: The model it asked.
         began_at: When the intent to send it was committed; its upload is part of what a step waits for.
         duration: Until the provider ended it; until its cancel was asked for, or until now, where `censored`.
         censored: Whether it was cut or is still out: all that is known is "longer than".
@@ -18,6 +21,7 @@ class ObservedBatch(msgspec.Struct, frozen=True, kw_only=True):
         done: How many of them it had finished, as far as the provider told.
     """
 
+    model: str
     began_at: datetime
     duration: timedelta
     censored: bool
@@ -29,6 +33,8 @@ class ObservedLane(msgspec.Struct, frozen=True, kw_only=True):
     """What one step run saw of one live tier, in one visit or in all of them together.
 
     Attributes:
+        tier: The tier.
+        model: The model it asked.
         began_at: When it first entered the tier.
         visits: How often it did.
         requests: How many requests got their outcome there.
@@ -42,6 +48,8 @@ class ObservedLane(msgspec.Struct, frozen=True, kw_only=True):
         recoveries: How many of these outages were seen to end.
     """
 
+    tier: Tier
+    model: str
     began_at: datetime
     visits: int = 1
     requests: int

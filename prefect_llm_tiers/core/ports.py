@@ -309,6 +309,10 @@ class Ledger(Protocol):
         """Return the step runs of a flow run in the order in which they were first entered."""
         ...
 
+    def step_runs_between(self, since: datetime, until: datetime) -> list[StepRun]:
+        """Return the step runs first entered in a period by the wall clock, its end left out, in that order."""
+        ...
+
     def rebase(self, run: StepRun, entry: Entry, *, lease: Lease) -> StepRun:
         """Store a re-entry's digest and counts in the place of the first entry's. A decision."""
         ...
@@ -553,7 +557,7 @@ class Ledger(Protocol):
         """Return the newest batches of an account, or of all, that ran or still run, newest first, each once."""
         ...
 
-    def observe_lane(self, lane: ObservedLane, *, step_run_id: str, tier: Tier, model: str) -> None:
+    def observe_lane(self, lane: ObservedLane, *, step_run_id: str) -> None:
         """Add one visit to what a step run saw of a live tier. A fact."""
         ...
 
@@ -561,6 +565,10 @@ class Ledger(Protocol):
         self, *, provider: str, model: str, account: str | None, tier: Tier, limit: int = 500
     ) -> list[ObservedLane]:
         """Return what the newest step runs of an account, or of all, saw of a live tier, newest first."""
+        ...
+
+    def observed_of(self, step_run_id: str, *, now: datetime) -> tuple[list[ObservedBatch], list[ObservedLane]]:
+        """Return what one step run saw: the batches that it made, oldest first, and its live tiers."""
         ...
 
     def events(self, subject: str, subject_id: str) -> list[Event]:

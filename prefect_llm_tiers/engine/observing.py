@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from prefect_llm_tiers.core.observations import ObservedLane
 from prefect_llm_tiers.core.outcomes import Outcome
 from prefect_llm_tiers.core.ports import Clock
+from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.engine.throttle import Circuit
 from prefect_llm_tiers.planning.priors import LiveRate
 
@@ -44,14 +45,16 @@ class Observing:
             self._input_tokens += outcome.usage.input_tokens
             self._output_tokens += outcome.usage.output_tokens
 
-    def seen(self, *, settled: int) -> ObservedLane | None:
-        """Return what was seen of `settled` requests by now; None where no call was sent."""
+    def seen(self, tier: Tier, model: str, *, settled: int) -> ObservedLane | None:
+        """Return what was seen of a tier and `settled` requests by now; None where no call was sent."""
         if not self._sent:
             return None
         now, replies = self._clock.now(), max(self._replies, 1)
         down = self._circuit.down(now) if self._circuit is not None else timedelta(0)
         tokens = (self._input_tokens + self._output_tokens) / replies
         return ObservedLane(
+            tier=tier,
+            model=model,
             began_at=self._began_at,
             requests=settled,
             busy=now - self._began_at - down,

@@ -34,6 +34,7 @@ _given_up_at = (
 # its confirmation. One that failed its validation never ran, and a copy was stopped because it is one.
 _OBSERVED: Select[Any] = select(
     func.coalesce(batches.c.submitting_at, batches.c.submitted_at).label("began_at"),
+    batches.c.model,
     batches.c.cancel_at,
     batches.c.ended_at,
     batches.c.rows,
@@ -73,14 +74,14 @@ class Observed:
         with self._database.read() as connection:
             return [_batch(row, now) for row in connection.execute(query)]
 
-    def observe_lane(self, lane: ObservedLane, *, step_run_id: str, tier: Tier, model: str) -> None:
+    def observe_lane(self, lane: ObservedLane, *, step_run_id: str) -> None:
         """Add one visit to what a step run saw of a live tier. A fact."""
         with self._database.write() as connection:
             number = number_of(connection, step_run_id)
             new = dialects.upsert(connection, lanes).values(
                 step_run=number,
-                tier=tier,
-                model=model,
+                tier=lane.tier,
+                model=lane.model,
                 began_at=lane.began_at,
                 visits=lane.visits,
                 requests=lane.requests,
@@ -117,12 +118,23 @@ class Observed:
         with self._database.read() as connection:
             return [_lane(row) for row in connection.execute(query)]
 
+    def observed_of(self, step_run_id: str, *, now: datetime) -> tuple[list[ObservedBatch], list[ObservedLane]]:
+        """Return what one step run saw: the batches that it made, oldest first, and its live tiers."""
+        with self._database.read() as connection:
+            number = number_of(connection, step_run_id)
+            made = connection.execute(_OBSERVED.where(batches.c.step_run == number).order_by(batches.c.id)).all()
+            entered = connection.execute(
+                select(lanes).where(lanes.c.step_run == number).order_by(lanes.c.began_at, lanes.c.tier)
+            ).all()
+        return [_batch(row, now) for row in made], [_lane(row) for row in entered]
+
 
 def _batch(row: Row[Any], now: datetime) -> ObservedBatch:
     # A cancel may come too late: a batch with an outcome for every row took as long as it took.
     whole = row.ended_at is not None and row.completed + row.failed >= row.total
     until = row.ended_at if whole else row.cancel_at or row.ended_at or row.given_up_at or now
     return ObservedBatch(
+        model=row.model,
         began_at=row.began_at,
         # The provider's clock and ours may differ by more than a short batch takes.
         duration=max(until - row.began_at, _LEAST),
@@ -135,6 +147,8 @@ def _batch(row: Row[Any], now: datetime) -> ObservedBatch:
 def _lane(row: Row[Any]) -> ObservedLane:
     requests = max(row.requests, 1)
     return ObservedLane(
+        tier=Tier(row.tier),
+        model=row.model,
         began_at=row.began_at,
         visits=row.visits,
         requests=row.requests,

@@ -104,6 +104,13 @@ class StepRuns:
         with self._database.read() as connection:
             return [_step_run(row) for row in connection.execute(query)]
 
+    def step_runs_between(self, since: datetime, until: datetime) -> list[StepRun]:
+        """Return the step runs first entered in a period by the wall clock, its end left out, in that order."""
+        stamp = step_runs.c.first_stamp
+        query = _STORED.where(stamp >= since, stamp < until).order_by(step_runs.c.number)
+        with self._database.read() as connection:
+            return [_step_run(row) for row in connection.execute(query)]
+
     def rebase(self, run: StepRun, entry: Entry, *, lease: Lease) -> StepRun:
         """Store a re-entry's digest and counts in the place of the first entry's. A decision.
 

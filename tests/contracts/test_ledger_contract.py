@@ -361,6 +361,14 @@ class TestStepRuns:
         assert ledger.step_runs_of("flow-1")[0] == ledger.step_run("z")
         assert ledger.step_runs_of("unknown") == []
 
+    def test_the_step_runs_of_a_period(self, ledger: Ledger) -> None:
+        """Those that were first entered in it by the wall clock, whatever time the runs live in."""
+        for number, name in enumerate("abc"):
+            ledger.enter(entry(name, entered_at=AT + 100 * DAY), stamp=STAMP + number * HOUR)
+        ledger.enter(entry("a"), stamp=STAMP + DAY)
+        assert [run.id for run in ledger.step_runs_between(STAMP, STAMP + 2 * HOUR)] == ["a", "b"]
+        assert ledger.step_runs_between(STAMP + DAY, STAMP + 2 * DAY) == []
+
     def test_rebase(self, ledger: Ledger) -> None:
         """A rebase changes digest and counts and nothing that the run is due or aged by."""
         seat = Seat(ledger)
@@ -1666,6 +1674,8 @@ class TestAccount:
 
 
 LANE = ObservedLane(
+    tier=Tier.FLEX,
+    model="gpt-6-luna",
     began_at=AT,
     requests=40,
     busy=90 * timedelta(seconds=1),
@@ -1696,7 +1706,9 @@ class TestObservations:
         batch = seat.advance(seat.plan(A, B), BatchState.SUBMITTING)
         batch = ledger.advance_batch(batch, BatchState.IN_PROGRESS, lease=seat.lease, at=AT + HOUR)
         self.ended(seat, batch, BatchState.COMPLETED, BatchCounts(2, 1, 1), 3 * HOUR)
-        assert self.seen(ledger) == [ObservedBatch(began_at=AT, duration=3 * HOUR, censored=False, requests=2, done=2)]
+        assert self.seen(ledger) == [
+            ObservedBatch(model="gpt-6-luna", began_at=AT, duration=3 * HOUR, censored=False, requests=2, done=2)
+        ]
 
     def test_a_batch_is_seen_once_however_often_it_is_looked_at(self, connect: OpenLedger) -> None:
         """Whoever dies after an end, settles it twice or reads it elsewhere adds nothing."""
@@ -1716,7 +1728,9 @@ class TestObservations:
         batch = seat.advance(seat.plan(A, B), *RUNNING)
         batch = ledger.note_batch(batch, provider_batch=told(counts=BatchCounts(2, 1, 0)))
         (seen,) = self.seen(ledger, now=AT + 5 * HOUR)
-        assert seen == ObservedBatch(began_at=AT, duration=5 * HOUR, censored=True, requests=2, done=1)
+        assert seen == ObservedBatch(
+            model="gpt-6-luna", began_at=AT, duration=5 * HOUR, censored=True, requests=2, done=1
+        )
         ledger.advance_batch(batch, BatchState.OVERDUE, lease=seat.lease, at=AT + 26 * HOUR)
         (seen,) = self.seen(ledger, now=AT + 30 * HOUR)
         assert (seen.duration, seen.censored) == (30 * HOUR, True)
@@ -1775,6 +1789,8 @@ class TestObservations:
         ledger = connect()
         seat = Seat(ledger)
         second = ObservedLane(
+            tier=Tier.FLEX,
+            model="gpt-6-luna",
             began_at=AT + HOUR,
             requests=120,
             busy=MINUTE,
@@ -1783,10 +1799,12 @@ class TestObservations:
             output_tokens=40.0,
         )
         for lane in (LANE, second):
-            ledger.observe_lane(lane, step_run_id=seat.id, tier=Tier.FLEX, model="gpt-6-luna")
+            ledger.observe_lane(lane, step_run_id=seat.id)
         account: dict[str, Any] = {"provider": seat.run.provider, "account": seat.run.account, "model": "gpt-6-luna"}
         assert connect().observed_lanes(**account, tier=Tier.FLEX) == [
             ObservedLane(
+                tier=Tier.FLEX,
+                model="gpt-6-luna",
                 began_at=AT,
                 visits=2,
                 requests=160,
@@ -1802,12 +1820,22 @@ class TestObservations:
         assert ledger.observed_lanes(**account, tier=Tier.STANDARD) == []
         assert ledger.observed_lanes(**(account | {"account": "org/other"}), tier=Tier.FLEX) == []
 
+    def test_what_one_step_run_saw(self, ledger: Ledger) -> None:
+        """Its own batches and its own lanes, and no other run's."""
+        seat, other = Seat(ledger), Seat(ledger, "b")
+        seat.advance(seat.plan(A), *RUNNING)
+        ledger.observe_lane(LANE, step_run_id=seat.id)
+        made, entered = ledger.observed_of(seat.id, now=AT + HOUR)
+        assert [batch.requests for batch in made] == [1]
+        assert entered == [LANE]
+        assert ledger.observed_of(other.id, now=AT) == ([], [])
+
     def test_the_newest_lanes_come_first(self, ledger: Ledger) -> None:
         """So many at most, of one account or of all."""
         for number in range(3):
             seat = Seat(ledger, f"lane-{number}")
-            lane = msgspec.structs.replace(LANE, began_at=AT + number * HOUR, requests=0)
-            ledger.observe_lane(lane, step_run_id=seat.id, tier=Tier.FLEX, model="m")
+            lane = msgspec.structs.replace(LANE, began_at=AT + number * HOUR, requests=0, model="m")
+            ledger.observe_lane(lane, step_run_id=seat.id)
         seen = ledger.observed_lanes(provider=seat.run.provider, model="m", account=None, tier=Tier.FLEX, limit=2)
         assert [one.began_at for one in seen] == [AT + 2 * HOUR, AT + HOUR]
 

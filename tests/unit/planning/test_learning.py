@@ -30,6 +30,7 @@ SEEN = st.lists(st.tuples(MINUTES, st.booleans(), st.integers(1, 40)), max_size=
 def batch(minutes: float, *, cut: bool = False, nights_ago: float = 1) -> ObservedBatch:
     """A batch of an earlier night."""
     return ObservedBatch(
+        model="m",
         began_at=NOW - nights_ago * DAY,
         duration=timedelta(minutes=minutes),
         censored=cut,
@@ -52,6 +53,8 @@ def lane(slower: float = 1.0, *, tier: Tier = Tier.STANDARD, nights_ago: float =
     """A lane of calls that take `slower` times what is believed, and nothing else."""
     latency_s = slower * latency_of(tier, 200.0)
     seen = ObservedLane(
+        tier=tier,
+        model="m",
         began_at=NOW - nights_ago * DAY,
         requests=2000,
         busy=timedelta(seconds=3 * latency_s + 2000 * latency_s / 16),
