@@ -14,7 +14,16 @@ from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.planning.making import plan as make_plan
 from prefect_llm_tiers.planning.problem import StepProblem
 
-__all__ = ["ASSUMED", "DueOption", "HistoryReport", "Replayed", "ScenarioReport", "replay_history", "replay_scenario"]
+__all__ = [
+    "ASSUMED",
+    "DueOption",
+    "HistoryReport",
+    "Replayed",
+    "ScenarioReport",
+    "cost_of",
+    "replay_history",
+    "replay_scenario",
+]
 
 ASSUMED = (
     "Each chain is planned for the instant at which it began, by the laws that were believed that night.",
@@ -125,7 +134,7 @@ def replay_scenario(scenario: Scenario, *, nights: int, seed: int) -> ScenarioRe
         luck, flex = scenario.luck(f"{seed}:{night}")
         endings = carry_out(plan, problem.steps, luck, flex, ends_s=60 * scenario.deadline)
         missed += any(ending.left > 0 for ending in endings.values())
-        spent += _cost(problem.steps, endings)
+        spent += cost_of(problem.steps, endings)
     return ScenarioReport(
         scenario=scenario.name,
         nights=nights,
@@ -189,7 +198,7 @@ def _replayed(option: DueOption, chains: Sequence[PastChain], nights: Nights, dr
             luck, flex = nights.luck(chain, problem, draw)
             endings = carry_out(plan, problem.steps, luck, flex)
             count["late"] += any(ending.done_s > due_s for ending in endings.values())
-            cost += _cost(problem.steps, endings) / draws
+            cost += cost_of(problem.steps, endings) / draws
     return Replayed(
         due=option.name,
         chains=count["chains"],
@@ -201,7 +210,8 @@ def _replayed(option: DueOption, chains: Sequence[PastChain], nights: Nights, dr
     )
 
 
-def _cost(steps: Sequence[StepProblem], endings: Mapping[str, Ending]) -> Decimal:
+def cost_of(steps: Sequence[StepProblem], endings: Mapping[str, Ending]) -> Decimal:
+    """Return what a night billed; what was left is charged at the price of batch."""
     cost = Decimal(0)
     for step in steps:
         ending = endings[step.name]

@@ -17,7 +17,7 @@ from prefect_llm_tiers.planning.laws import LiveLaw
 from prefect_llm_tiers.planning.plan import Plan
 from prefect_llm_tiers.planning.problem import StepProblem
 
-__all__ = ["Ending", "FlexDays", "StepLuck", "carry_out", "flex_days"]
+__all__ = ["Ending", "FlexDays", "Sent", "StepLuck", "carry_out", "flex_days"]
 
 _LEAST_S = 1.0
 """Between two decisions, so that time goes on whatever is decided."""
@@ -92,6 +92,20 @@ class StepLuck(msgspec.Struct, frozen=True, kw_only=True):
         return min(max((elapsed_s - began_s) / max(self.batch_s - began_s, 1e-9), 0.0), 1.0)
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """A batch that was sent.
+
+    Attributes:
+        at_s: When.
+        lasted_s: Until it ended, or until it was left.
+        cut: Whether it was left, or had expired: then all that is known is "longer than".
+    """
+
+    at_s: float
+    lasted_s: float
+    cut: bool
+
+
 class Ending(msgspec.Struct, frozen=True):
     """What became of a step.
 
@@ -99,11 +113,13 @@ class Ending(msgspec.Struct, frozen=True):
         done_s: When it was done, or when the night ended.
         billed: The share of its requests that each tier billed; together more than 1 where some were asked twice.
         left: The share that had no outcome when the night ended.
+        sent: Its batches, in order.
     """
 
     done_s: float
     billed: dict[Tier, float]
     left: float
+    sent: tuple[Sent, ...] = ()
 
 
 def carry_out(
@@ -145,6 +161,7 @@ class _Run:
         self._now_s = starts_s
         self._left = 1.0 if step.requests > 0 else 0.0
         self._billed: dict[Tier, float] = {}
+        self._batches: list[Sent] = []
         self._tier: Tier | None = None
         self._sent_s: float | None = None
         self._sent = 0.0
@@ -166,7 +183,8 @@ class _Run:
         elif self._final_s is not None:
             # Done before the cancel was final: what the batch had done by then is billed all the same.
             self._deliver()
-        return Ending(done_s=self._now_s, billed=self._billed, left=max(self._left, 0.0) if self._left > _DONE else 0.0)
+        left = self._left if self._left > _DONE else 0.0
+        return Ending(done_s=self._now_s, billed=self._billed, left=left, sent=tuple(self._batches))
 
     def _state(self) -> State:
         return State(
@@ -202,10 +220,16 @@ class _Run:
         if min(review_s, self._ends_s) < seen_s:
             self._now_s = min(review_s, self._ends_s)
             if self._now_s >= self._ends_s:
+                self._note(self._now_s - self._sent_s, cut=True)
                 self._harvest(self._ends_s - self._sent_s)
             return
         self._now_s = seen_s
+        self._note(lasts_s, cut=lasts_s < self._luck.batch_s)
         self._harvest(lasts_s)
+
+    def _note(self, lasted_s: float, *, cut: bool) -> None:
+        assert self._sent_s is not None  # only of a batch that is out there is something to note
+        self._batches.append(Sent(self._sent_s, lasted_s, cut))
 
     def _harvest(self, elapsed_s: float) -> None:
         """Take what a batch had done when it ended."""
@@ -222,9 +246,13 @@ class _Run:
         waits_s = (start_by - self._plan.made_at).total_seconds() if start_by is not None else self._now_s
         if final_s <= waits_s:
             elapsed_s = min(final_s - self._sent_s, self._luck.batch_s)
+            # An end that came before the cancel is an end; of any other, the cancel's own time tells nothing.
+            cut = elapsed_s < self._luck.batch_s
+            self._note(self._now_s - self._sent_s if cut else elapsed_s, cut=cut)
             self._now_s = final_s
             self._harvest(elapsed_s)
             return
+        self._note(self._now_s - self._sent_s, cut=True)
         self._now_s = max(self._now_s, waits_s)
         self._final_s = final_s
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from prefect_llm_tiers.backtesting.replaying import replay_scenario
 from prefect_llm_tiers.backtesting.scenarios import read_scenarios
-from prefect_llm_tiers.backtesting.world import Ending, FlexDays, StepLuck, carry_out
+from prefect_llm_tiers.backtesting.world import Ending, FlexDays, Sent, StepLuck, carry_out
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.errors import ConfigurationError
 from prefect_llm_tiers.planning.laws import BatchLaw, LiveLaw
@@ -69,7 +69,9 @@ def night(
 
 def test_a_batch_that_comes_back_is_all_there_is() -> None:
     """Done when it ends, all of it billed as batch."""
-    assert night(step("a", [Tier.BATCH, Tier.STANDARD]), hours=8)["a"] == Ending(1200.0, {Tier.BATCH: 1.0}, 0.0)
+    assert night(step("a", [Tier.BATCH, Tier.STANDARD]), hours=8)["a"] == Ending(
+        1200.0, {Tier.BATCH: 1.0}, 0.0, (Sent(0.0, 1200.0, cut=False),)
+    )
 
 
 def test_a_chain_takes_the_sum_of_its_steps_and_a_fork_the_longest() -> None:
@@ -89,6 +91,9 @@ def test_a_batch_that_is_left_keeps_what_it_had_done() -> None:
     assert ending.billed.keys() == {Tier.BATCH, Tier.STANDARD}
     assert sum(ending.billed.values()) == pytest.approx(1.0)
     assert ending.done_s <= 3600
+    (sent,) = ending.sent
+    assert sent.cut
+    assert sent.lasted_s < 3600 - 200
 
 
 def test_a_cancel_that_takes_too_long_is_not_waited_for() -> None:
