@@ -33,6 +33,7 @@ class ObservedLane(msgspec.Struct, frozen=True, kw_only=True):
     """What one step run saw of one live tier, in one visit or in all of them together.
 
     Attributes:
+        step: The step's name.
         tier: The tier.
         model: The model it asked.
         began_at: When it first entered the tier.
@@ -48,6 +49,7 @@ class ObservedLane(msgspec.Struct, frozen=True, kw_only=True):
         recoveries: How many of these outages were seen to end.
     """
 
+    step: str
     tier: Tier
     model: str
     began_at: datetime

@@ -49,6 +49,7 @@ class Beliefs:
         account: str | None,
         tier: Tier,
         *,
+        step: str,
         rate: LiveRate,
         input_tokens: float,
         output_tokens: float,
@@ -60,6 +61,7 @@ class Beliefs:
         return learn_live(
             tier,
             self._lanes[key],
+            step=step,
             rate=rate,
             input_tokens=input_tokens,
             output_tokens=output_tokens,

@@ -126,6 +126,7 @@ def _step_problem(shape: _Shape, beliefs: Beliefs, now: datetime) -> StepProblem
             tier: beliefs.live(
                 *asked_of,
                 tier,
+                step=shape.name,
                 rate=shape.rate,
                 input_tokens=shape.input_tokens,
                 output_tokens=shape.output_tokens,

@@ -361,7 +361,7 @@ class LiveLane:
             await self._journal.record(attempt.id, outcome)
 
     def _observe(self) -> None:
-        seen = self._observing.seen(self._tier, self._job.model, settled=self._settled)
+        seen = self._observing.seen(self._job.step, self._job.model, self._tier, settled=self._settled)
         if seen is not None:
             self._ports.ledger.observe_lane(seen, step_run_id=self._job.id)
 

@@ -45,7 +45,7 @@ class Observing:
             self._input_tokens += outcome.usage.input_tokens
             self._output_tokens += outcome.usage.output_tokens
 
-    def seen(self, tier: Tier, model: str, *, settled: int) -> ObservedLane | None:
+    def seen(self, step: str, model: str, tier: Tier, *, settled: int) -> ObservedLane | None:
         """Return what was seen of a tier and `settled` requests by now; None where no call was sent."""
         if not self._sent:
             return None
@@ -53,6 +53,7 @@ class Observing:
         down = self._circuit.down(now) if self._circuit is not None else timedelta(0)
         tokens = (self._input_tokens + self._output_tokens) / replies
         return ObservedLane(
+            step=step,
             tier=tier,
             model=model,
             began_at=self._began_at,

@@ -52,6 +52,8 @@ _OBSERVED: Select[Any] = select(
     ),
 )
 
+_ENTERED: Select[Any] = select(lanes, step_runs.c.step).join(step_runs, step_runs.c.number == lanes.c.step_run)
+
 
 class Observed:
     """The latencies that a ledger has seen."""
@@ -108,9 +110,7 @@ class Observed:
     ) -> list[ObservedLane]:
         """Return what the newest step runs of an account, or of all, saw of a live tier, newest first."""
         query = (
-            select(lanes)
-            .join(step_runs, step_runs.c.number == lanes.c.step_run)
-            .where(step_runs.c.provider == provider, lanes.c.model == model, lanes.c.tier == tier)
+            _ENTERED.where(step_runs.c.provider == provider, lanes.c.model == model, lanes.c.tier == tier)
             .where(true() if account is None else step_runs.c.account == account)
             .order_by(lanes.c.began_at.desc(), lanes.c.step_run.desc())
             .limit(limit)
@@ -124,7 +124,7 @@ class Observed:
             number = number_of(connection, step_run_id)
             made = connection.execute(_OBSERVED.where(batches.c.step_run == number).order_by(batches.c.id)).all()
             entered = connection.execute(
-                select(lanes).where(lanes.c.step_run == number).order_by(lanes.c.began_at, lanes.c.tier)
+                _ENTERED.where(lanes.c.step_run == number).order_by(lanes.c.began_at, lanes.c.tier)
             ).all()
         return [_batch(row, now) for row in made], [_lane(row) for row in entered]
 
@@ -147,6 +147,7 @@ def _batch(row: Row[Any], now: datetime) -> ObservedBatch:
 def _lane(row: Row[Any]) -> ObservedLane:
     requests = max(row.requests, 1)
     return ObservedLane(
+        step=row.step,
         tier=Tier(row.tier),
         model=row.model,
         began_at=row.began_at,

@@ -62,16 +62,16 @@ class _Sample(msgspec.Struct, frozen=True):
     """Observations side by side.
 
     Attributes:
-        logs: Logarithms of the times, or of their ratios to what was believed.
+        values: Times, or their ratios to what was believed.
         cut: Whether each is "longer than".
         weights: What each counts.
-        tonight: Whether each is of the night of the plan.
+        tonight: What each says of the night of the plan; nothing where it is of another one.
     """
 
-    logs: Times
+    values: Times
     cut: npt.NDArray[np.bool_]
     weights: Times
-    tonight: npt.NDArray[np.bool_]
+    tonight: Times
 
 
 class _Fit(msgspec.Struct, frozen=True):
@@ -97,12 +97,8 @@ def learn_batch(prior: BatchLaw, seen: Sequence[ObservedBatch], *, now: datetime
     """
     if not seen:
         return prior
-    sample = _sample(
-        np.array([one.duration.total_seconds() for one in seen]),
-        np.array([one.censored for one in seen]),
-        [one.began_at for one in seen],
-        now,
-    )
+    times = [one.duration.total_seconds() for one in seen]
+    sample = _sample(times, seen, now, cut=[one.censored for one in seen])
     fit = _fit(sample, mean=math.log(prior.median_s), spread=prior.sigma, stuck=prior)
     return msgspec.structs.replace(
         prior, median_s=math.exp(fit.mean + fit.shift), sigma=fit.spread, p_stuck=fit.p_stuck
@@ -113,6 +109,7 @@ def learn_live(
     tier: Tier,
     seen: Sequence[ObservedLane],
     *,
+    step: str,
     rate: LiveRate,
     input_tokens: float,
     output_tokens: float,
@@ -127,39 +124,46 @@ def learn_live(
     Args:
         tier: A live tier.
         seen: What step runs saw of it.
+        step: The step's name; how long its answers are, its own lanes know better than anybody.
         rate: How fast the account may go.
         input_tokens: Tokens of a request, on average.
-        output_tokens: Tokens of an answer, on average.
+        output_tokens: Tokens of an answer, on average, as far as none was seen.
         now: When the plan is made.
     """
+    if own := [one for one in seen if one.step == step and one.requests]:
+        sample = _sample([one.output_tokens for one in own], own, now)
+        output_tokens = float(sample.weights @ sample.values / sample.weights.sum())
     prior = prior_live(tier, rate=rate, input_tokens=input_tokens, output_tokens=output_tokens)
     if not seen:
         return prior
-    replied = [one for one in seen if one.latency > timedelta(0)]
     slower = 0.0
-    if replied:
+    if replied := [one for one in seen if one.latency > timedelta(0)]:
         ratios = [one.latency.total_seconds() / latency_of(tier, one.output_tokens) for one in replied]
-        sample = _sample(
-            np.array(ratios), np.zeros(len(replied), dtype=np.bool_), [one.began_at for one in replied], now
-        )
-        slower = _fit(sample, mean=0.0, spread=prior.sigma).mean
-    expected = np.array([_expected_s(tier, one, math.exp(slower), output_tokens) for one in seen])
+        slower = _fit(_sample(ratios, replied, now), mean=0.0, spread=prior.sigma).mean
+    paces = [_pace(tier, one, math.exp(slower), output_tokens) for one in seen]
+    busy_s = [max(one.busy.total_seconds(), 1e-3) for one in seen]
     sample = _sample(
-        np.array([max(one.busy.total_seconds(), 1e-3) for one in seen]) / expected,
-        np.array([one.requests == 0 for one in seen]),
-        [one.began_at for one in seen],
+        [spent_s / (base_s + work_s) for spent_s, (base_s, work_s) in zip(busy_s, paces, strict=True)],
+        seen,
         now,
+        cut=[one.requests == 0 for one in seen],
+        # A lane of a few requests tells of its set-up alone: what it knows of the pace (its Fisher information) is
+        # the square of the share of its time that goes by the pace.
+        says=[
+            (work_s / (base_s + work_s)) ** 2 if one.requests else 1.0
+            for one, (base_s, work_s) in zip(seen, paces, strict=True)
+        ],
     )
     fit = _fit(sample, mean=0.0, spread=prior.sigma)
+    factor = math.exp(fit.mean + fit.shift)
     spacing_s = rate.spacing_s(input_tokens + output_tokens)
     base_s, per_request_s = pace_of(
         latency_of(tier, output_tokens) * math.exp(slower), concurrency=rate.concurrency, spacing_s=spacing_s
     )
-    factor = math.exp(fit.mean + fit.shift)
-    p_down, down_s = _outages(prior, seen, sample.weights)
+    p_down, down_s = _outages(prior, seen, _sample([1.0] * len(seen), seen, now).weights)
     return msgspec.structs.replace(
         prior,
-        base_s=base_s * factor,
+        base_s=base_s * max(factor, 1.0),
         # No luck goes beyond the account's own limits.
         per_request_s=max(per_request_s * factor, spacing_s),
         sigma=fit.spread,
@@ -180,14 +184,14 @@ def basis_of(batches: Sequence[ObservedBatch], lanes: Sequence[ObservedLane]) ->
     return text if nights > _WORTH else f"priors, which outweigh {text}"
 
 
-def _expected_s(tier: Tier, lane: ObservedLane, slower: float, output_tokens: float) -> float:
-    """Return how long a lane would take whose calls take `slower` times what is believed.
+def _pace(tier: Tier, lane: ObservedLane, slower: float, output_tokens: float) -> tuple[float, float]:
+    """Return what a lane's set-up and its requests would take if calls took `slower` times what is believed.
 
     One without an outcome had at least one request to ask.
     """
     latency_s = slower * latency_of(tier, lane.output_tokens if lane.latency else output_tokens)
     base_s, per_request_s = pace_of(latency_s, concurrency=lane.concurrency, spacing_s=lane.spacing.total_seconds())
-    return lane.visits * base_s + per_request_s * max(lane.requests, 1)
+    return base_s, per_request_s * max(lane.requests, 1)
 
 
 def _outages(prior: LiveLaw, seen: Sequence[ObservedLane], weights: Times) -> tuple[float, float]:
@@ -203,15 +207,25 @@ def _outages(prior: LiveLaw, seen: Sequence[ObservedLane], weights: Times) -> tu
     )
 
 
-def _sample(times: Times, cut: npt.NDArray[np.bool_], began: Sequence[datetime], now: datetime) -> _Sample:
+def _sample(
+    values: Sequence[float],
+    seen: Sequence[ObservedBatch] | Sequence[ObservedLane],
+    now: datetime,
+    *,
+    cut: Sequence[bool] | None = None,
+    says: Sequence[float] | None = None,
+) -> _Sample:
+    """Weigh observations by age, by how many its night has, and by how much each says."""
+    began = [one.began_at for one in seen]
     ages_s = np.array([(now - one).total_seconds() for one in began])
     recency = 0.5 ** (np.maximum(ages_s, 0.0) / HALF_LIFE.total_seconds())
     _, night, sizes = np.unique(_nights(began), return_inverse=True, return_counts=True)
+    told = np.ones(len(values)) if says is None else np.array(says)
     return _Sample(
-        logs=np.log(times),
-        cut=cut,
-        weights=recency / (1 + (sizes[night] - 1) * SHARED),
-        tonight=np.abs(ages_s) < TONIGHT.total_seconds(),
+        values=np.array(values),
+        cut=np.zeros(len(values), dtype=np.bool_) if cut is None else np.array(cut),
+        weights=told * recency / (1 + (sizes[night] - 1) * SHARED),
+        tonight=np.where(np.abs(ages_s) < TONIGHT.total_seconds(), told, 0.0),
     )
 
 
@@ -233,12 +247,13 @@ def _fit(sample: _Sample, *, mean: float, spread: float, stuck: BatchLaw | None 
     p_stuck = stuck.p_stuck if stuck is not None else 0.0
     precision = _WORTH / spread_0**2
     total = float(sample.weights.sum())
-    held = np.zeros(len(sample.logs))
-    believed = sample.logs
+    logs = np.log(sample.values)
+    held = np.zeros(len(logs))
+    believed = logs
     for _ in range(_ROUNDS):
-        scores = (sample.logs - mean) / spread
+        scores = (logs - mean) / spread
         survival, hazard = _beyond(scores, sample.cut)
-        believed = np.where(sample.cut, mean + spread * hazard, sample.logs)
+        believed = np.where(sample.cut, mean + spread * hazard, logs)
         # What is left open of a time that was cut: the variance of a normal above a bound.
         doubt = np.where(sample.cut, np.maximum(spread**2 * (1 + hazard * (scores - hazard)), 0.0), 0.0)
         if stuck is not None:
@@ -253,7 +268,7 @@ def _fit(sample: _Sample, *, mean: float, spread: float, stuck: BatchLaw | None 
         spread = max(spread, _LEAST_SPREAD * spread_0)
         if abs(mean - before[0]) + abs(spread - before[1]) < _CLOSE:
             break
-    tonight = np.where(sample.tonight, 1 - held, 0.0)
+    tonight = sample.tonight * (1 - held)
     off = float(tonight @ (believed - mean))
     shift = SHARED * off / max(1 + (float(tonight.sum()) - 1) * SHARED, SHARED)
     return _Fit(mean=mean, spread=spread, p_stuck=p_stuck, shift=shift)
@@ -261,7 +276,7 @@ def _fit(sample: _Sample, *, mean: float, spread: float, stuck: BatchLaw | None 
 
 def _held(sample: _Sample, scores: Times, survival: Times, *, spread: float, p_stuck: float, law: BatchLaw) -> Times:
     """Return the chance that each batch was stuck, given when it ended or how long it had not."""
-    times = np.exp(sample.logs)
+    times = sample.values
     width = max(law.stuck_to_s - law.stuck_from_s, 1.0)
     inside = (times >= law.stuck_from_s) & (times <= law.stuck_to_s)
     left = np.clip((law.stuck_to_s - times) / width, 0.0, 1.0)

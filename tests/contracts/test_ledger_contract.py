@@ -1674,6 +1674,7 @@ class TestAccount:
 
 
 LANE = ObservedLane(
+    step="summary",
     tier=Tier.FLEX,
     model="gpt-6-luna",
     began_at=AT,
@@ -1789,6 +1790,7 @@ class TestObservations:
         ledger = connect()
         seat = Seat(ledger)
         second = ObservedLane(
+            step="summary",
             tier=Tier.FLEX,
             model="gpt-6-luna",
             began_at=AT + HOUR,
@@ -1803,6 +1805,7 @@ class TestObservations:
         account: dict[str, Any] = {"provider": seat.run.provider, "account": seat.run.account, "model": "gpt-6-luna"}
         assert connect().observed_lanes(**account, tier=Tier.FLEX) == [
             ObservedLane(
+                step="summary",
                 tier=Tier.FLEX,
                 model="gpt-6-luna",
                 began_at=AT,

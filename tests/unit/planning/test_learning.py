@@ -53,6 +53,7 @@ def lane(slower: float = 1.0, *, tier: Tier = Tier.STANDARD, nights_ago: float =
     """A lane of calls that take `slower` times what is believed, and nothing else."""
     latency_s = slower * latency_of(tier, 200.0)
     seen = ObservedLane(
+        step="summary",
         tier=tier,
         model="m",
         began_at=NOW - nights_ago * DAY,
@@ -65,9 +66,11 @@ def lane(slower: float = 1.0, *, tier: Tier = Tier.STANDARD, nights_ago: float =
     return msgspec.structs.replace(seen, **changes)
 
 
-def live(seen: Sequence[ObservedLane], tier: Tier = Tier.STANDARD, *, rate: LiveRate = RATE) -> LiveLaw:
+def live(
+    seen: Sequence[ObservedLane], tier: Tier = Tier.STANDARD, *, rate: LiveRate = RATE, step: str = "other"
+) -> LiveLaw:
     """The law of a live tier after some lanes."""
-    return learn_live(tier, seen, rate=rate, input_tokens=500, output_tokens=200, now=NOW)
+    return learn_live(tier, seen, step=step, rate=rate, input_tokens=500, output_tokens=200, now=NOW)
 
 
 def believed(tier: Tier = Tier.STANDARD, *, rate: LiveRate = RATE) -> LiveLaw:
@@ -211,6 +214,35 @@ class TestLanes:
         busy = timedelta(seconds=3 * (3 + 2000 / 16) * latency_of(Tier.STANDARD, 200.0))
         law = live([lane(busy=busy, nights_ago=1 + n) for n in range(30)])
         assert law.quantile_s(0.5, 2000) == pytest.approx(busy.total_seconds(), rel=0.2)
+
+    def test_a_few_requests_say_nothing_of_how_fast_many_go(self) -> None:
+        """The rests that batches leave are done in one call's time; a whole step is not believed to be."""
+        rests = [
+            lane(requests=3, busy=timedelta(seconds=latency_of(Tier.STANDARD, 200.0)), nights_ago=1 + n)
+            for n in range(30)
+        ]
+        assert live(rests).quantile_s(0.5, 5000) > 0.8 * believed().quantile_s(0.5, 5000)
+
+    def test_a_lane_that_was_looked_at_often_is_as_slow_as_it_was(self) -> None:
+        """What is lost at each look is a part of the pace."""
+        busy = timedelta(seconds=1.5 * (3 + 2000 / 16) * latency_of(Tier.STANDARD, 200.0))
+        once = live([lane(busy=busy, nights_ago=1 + n) for n in range(30)])
+        often = live([lane(busy=busy, visits=20, nights_ago=1 + n) for n in range(30)])
+        assert often.per_request_s >= once.per_request_s > 1.2 * believed().per_request_s
+
+    def test_a_step_is_known_by_the_length_of_its_own_answers(self) -> None:
+        """Declared at 200 tokens and answered with 2,000, a step is ten times as slow; no other step is."""
+        long = [
+            lane(
+                output_tokens=2000.0,
+                latency=timedelta(seconds=latency_of(Tier.STANDARD, 2000.0)),
+                busy=timedelta(seconds=(3 + 2000 / 16) * latency_of(Tier.STANDARD, 2000.0)),
+                nights_ago=1 + n,
+            )
+            for n in range(5)
+        ]
+        assert live(long, step="summary").median_s(2000) > 6 * believed().median_s(2000)
+        assert live(long, step="label").median_s(2000) == pytest.approx(believed().median_s(2000), rel=0.05)
 
     def test_no_luck_goes_beyond_the_accounts_limits(self) -> None:
         """At 60 requests a minute a request takes a second, however quick its call."""
