@@ -161,8 +161,10 @@ class Scenario(msgspec.Struct, frozen=True):
             body, (first, last) = batch.median * math.exp(batch.sigma * normal), batch.stuck
             batch_min = first + place * (last - first) if stuck < batch.p_stuck else body
         begins, cancel_min = draw.uniform(0, 0.5), draw.uniform(*self.cancel)
-        # From 1 to 4 jumps, the last at the end.
-        jumps = (*sorted(draw.random() for _ in range(draw.randrange(4))), 1.0)
+        # One to four jumps, the last at the end.
+        count = draw.randrange(4)
+        instants, shares = (sorted(draw.random() for _ in range(count)) for _ in range(2))
+        jumps = (*zip(instants, shares, strict=True), (1.0, 1.0))
         return StepLuck(
             batch_s=60 * batch_min,
             begins=begins,

@@ -70,8 +70,8 @@ class StepLuck(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         batch_s: How long a batch over all of it takes.
         begins: After which share of that its rows begin to be done, at an even pace.
-        jumps: Shares of that after which a part of the rows is done at once, as large as each other part, the last at
-            1; where there are some, nothing is done at an even pace.
+        jumps: Shares of that, and the share of its rows that is done from then on; where there are some, nothing is
+            done at an even pace.
         notice_s: How long after its end it is looked at.
         cancel_s: How long a cancel takes.
         pace: What each live tier takes over its law's median.
@@ -82,12 +82,12 @@ class StepLuck(msgspec.Struct, frozen=True, kw_only=True):
     notice_s: float
     cancel_s: float
     pace: Mapping[Tier, float]
-    jumps: tuple[float, ...] = ()
+    jumps: tuple[tuple[float, float], ...] = ()
 
     def share_at(self, elapsed_s: float) -> float:
         """Return the share of a batch that is done so long after it was sent."""
         if self.jumps:
-            return sum(elapsed_s >= jump * self.batch_s for jump in self.jumps) / len(self.jumps)
+            return max((done for at, done in self.jumps if elapsed_s >= at * self.batch_s), default=0.0)
         began_s = self.begins * self.batch_s
         return min(max((elapsed_s - began_s) / max(self.batch_s - began_s, 1e-9), 0.0), 1.0)
 
@@ -241,18 +241,18 @@ class _Run:
     def _leave(self, decision: Decision) -> None:
         """Ask for a cancel, and wait for it as long as the decision allows."""
         assert self._sent_s is not None  # only a batch that is out is left
-        final_s = self._now_s + self._luck.cancel_s
+        # A cancel may come too late; an end is an end then, and the time that a cancel took tells nothing of any other.
+        ends_s = self._sent_s + self._luck.batch_s
+        final_s = min(self._now_s + self._luck.cancel_s, ends_s)
         start_by = decision.start_by
         waits_s = (start_by - self._plan.made_at).total_seconds() if start_by is not None else self._now_s
+        cut = final_s < ends_s or final_s > waits_s
+        self._note(self._now_s - self._sent_s if cut else self._luck.batch_s, cut=cut)
         if final_s <= waits_s:
-            elapsed_s = min(final_s - self._sent_s, self._luck.batch_s)
-            # An end that came before the cancel is an end; of any other, the cancel's own time tells nothing.
-            cut = elapsed_s < self._luck.batch_s
-            self._note(self._now_s - self._sent_s if cut else elapsed_s, cut=cut)
+            elapsed_s = self._luck.batch_s if final_s == ends_s else final_s - self._sent_s
             self._now_s = final_s
             self._harvest(elapsed_s)
             return
-        self._note(self._now_s - self._sent_s, cut=True)
         self._now_s = max(self._now_s, waits_s)
         self._final_s = final_s
 

@@ -105,6 +105,15 @@ def test_a_cancel_that_takes_too_long_is_not_waited_for() -> None:
     assert ending.done_s <= 3600
 
 
+def test_a_batch_that_comes_in_jumps_brings_what_came_before_its_cancel() -> None:
+    """Nothing at an even pace: what it has done stands still between two jumps."""
+    jumpy = StepLuck(
+        batch_s=4000.0, begins=0.0, notice_s=0.0, cancel_s=200.0, pace={Tier.STANDARD: 1.0}, jumps=((0.1, 0.3), (1, 1))
+    )
+    ending = night(step("a", [Tier.BATCH, Tier.STANDARD]), hours=1, lucks={"a": jumpy})["a"]
+    assert ending.billed == pytest.approx({Tier.BATCH: 0.3, Tier.STANDARD: 0.7})
+
+
 def test_flex_works_only_while_it_takes_calls() -> None:
     """An outage in the middle puts the end off by its length."""
     steady = night(step("a", [Tier.FLEX]), hours=None)["a"]

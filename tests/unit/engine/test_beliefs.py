@@ -39,6 +39,14 @@ def test_a_lane_tells_what_it_asked_and_how_fast(tmp_path: Path) -> None:
     assert (lane.found_down, lane.down, lane.recoveries) == (False, timedelta(0), 0)
 
 
+def test_a_run_that_asks_nothing_saw_nothing(tmp_path: Path) -> None:
+    """Answers that were there before say nothing of how fast they come."""
+    box = Box.at(tmp_path)
+    box.carry_out(tiers=(Tier.STANDARD,))
+    box.carry_out("second", id="run-2", tiers=(Tier.STANDARD,))
+    assert len(lanes(box, Tier.STANDARD)) == 1
+
+
 def test_a_flex_outage_is_no_slowness_of_flex(tmp_path: Path) -> None:
     """The time in which the tier took no calls is told apart from the time in which it worked."""
     box = Box.at(tmp_path, flex_outages=FlexOutages(mean_up_s=30, mean_down_s=1800), seed=3)
