@@ -27,9 +27,9 @@ __all__ = [
     "slack_law",
 ]
 
-BATCH_WORTH_TRYING = 0.05
-"""Least chance of completing in time for which a batch is submitted: a batch that is left costs a cancel,
-and what it did not finish costs nothing."""
+BATCH_WORTH_TRYING = 0.001
+"""Least chance of completing in time for which a batch is submitted: one that is left brings what it has done, and
+what it has not costs nothing. Were it higher, whoever believes batches too slow would never see that they are not."""
 
 BATCH_LIKELY = 0.8
 """Chance from which a batch is taken before flex at the same price, and taken once more after one that expired.
