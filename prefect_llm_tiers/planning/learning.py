@@ -218,7 +218,8 @@ def _sample(
     """Weigh observations by age, by how many its night has, and by how much each says."""
     began = [one.began_at for one in seen]
     ages_s = np.array([(now - one).total_seconds() for one in began])
-    recency = 0.5 ** (np.maximum(ages_s, 0.0) / HALF_LIFE.total_seconds())
+    # However old, it counts for more than nothing: a weight that underflows would leave nothing to divide by.
+    recency = 0.5 ** np.clip(ages_s / HALF_LIFE.total_seconds(), 0.0, 100.0)
     _, night, sizes = np.unique(_nights(began), return_inverse=True, return_counts=True)
     told = np.ones(len(values)) if says is None else np.array(says)
     return _Sample(

@@ -155,6 +155,12 @@ class TestBatches:
         is_slow = [batch(5, nights_ago=100 + n) for n in range(10)] + [batch(240, nights_ago=1 + n) for n in range(10)]
         assert learned(*was_slow).median_s < PRIOR.median_s < learned(*is_slow).median_s
 
+    def test_what_is_ages_old_is_as_good_as_nothing(self) -> None:
+        """Nor what was seen by a clock that is ahead of this one: it gives a law all the same."""
+        assert learned(batch(240, nights_ago=40_000)).median_s == pytest.approx(PRIOR.median_s)
+        assert learned(batch(240, nights_ago=-3)).median_s > PRIOR.median_s
+        assert live([lane(4.0, nights_ago=40_000)], step="summary").median_s(100) > 0
+
     def test_one_night_counts_for_less_than_many(self) -> None:
         """Twelve slow batches of one night may be that night's; of twelve nights they are the law."""
         one = learned(*(batch(240, nights_ago=3) for _ in range(12)))
