@@ -48,6 +48,9 @@ _DOWN_WORTH = 5.0
 
 _LEAST_SPREAD = 0.5
 """A law's spread is at least this share of its prior's: what was not seen yet is rarely as even as what was."""
+_LEAST_LIVE_SPREAD = 0.8
+"""The same for a live tier, which every deadline falls back to: on the night on which it is twice as slow as on all
+others, its reserve has to do."""
 
 _ROUNDS = 200
 _CLOSE = 1e-6
@@ -99,7 +102,7 @@ def learn_batch(prior: BatchLaw, seen: Sequence[ObservedBatch], *, now: datetime
         return prior
     times = [one.duration.total_seconds() for one in seen]
     sample = _sample(times, seen, now, cut=[one.censored for one in seen])
-    fit = _fit(sample, mean=math.log(prior.median_s), spread=prior.sigma, stuck=prior)
+    fit = _fit(sample, mean=math.log(prior.median_s), spread=prior.sigma, least=_LEAST_SPREAD, stuck=prior)
     return msgspec.structs.replace(
         prior, median_s=math.exp(fit.mean + fit.shift), sigma=fit.spread, p_stuck=fit.p_stuck
     )
@@ -139,7 +142,7 @@ def learn_live(
     slower = 0.0
     if replied := [one for one in seen if one.latency > timedelta(0)]:
         ratios = [one.latency.total_seconds() / latency_of(tier, one.output_tokens) for one in replied]
-        slower = _fit(_sample(ratios, replied, now), mean=0.0, spread=prior.sigma).mean
+        slower = _fit(_sample(ratios, replied, now), mean=0.0, spread=prior.sigma, least=_LEAST_LIVE_SPREAD).mean
     paces = [_pace(tier, one, math.exp(slower), output_tokens) for one in seen]
     busy_s = [max(one.busy.total_seconds(), 1e-3) for one in seen]
     sample = _sample(
@@ -154,7 +157,7 @@ def learn_live(
             for one, (base_s, work_s) in zip(seen, paces, strict=True)
         ],
     )
-    fit = _fit(sample, mean=0.0, spread=prior.sigma)
+    fit = _fit(sample, mean=0.0, spread=prior.sigma, least=_LEAST_LIVE_SPREAD)
     factor = math.exp(fit.mean + fit.shift)
     spacing_s = rate.spacing_s(input_tokens + output_tokens)
     base_s, per_request_s = pace_of(
@@ -235,13 +238,14 @@ def _nights(began: Sequence[datetime]) -> Times:
     return np.floor(np.array([(one - _NOON).total_seconds() for one in began]) / _DAY_S)
 
 
-def _fit(sample: _Sample, *, mean: float, spread: float, stuck: BatchLaw | None = None) -> _Fit:
+def _fit(sample: _Sample, *, mean: float, spread: float, least: float, stuck: BatchLaw | None = None) -> _Fit:
     """Return the normal of some logarithms, part of them cut, that is likeliest with a prior.
 
     Args:
         sample: The observations.
         mean: Mean of the prior.
         spread: Standard deviation that the prior is centred on.
+        least: The share of it that stays at least.
         stuck: The law whose stuck tail may have held a batch instead; None without one.
     """
     mean_0, spread_0 = mean, spread
@@ -266,7 +270,7 @@ def _fit(sample: _Sample, *, mean: float, spread: float, stuck: BatchLaw | None 
         mean = (precision * mean_0 + float(evidence @ believed)) / (precision + float(evidence.sum()))
         squares = float(weights @ (doubt + (believed - mean) ** 2))
         spread = math.sqrt((_SPREAD_WORTH * spread_0**2 + squares) / (_SPREAD_WORTH + float(weights.sum())))
-        spread = max(spread, _LEAST_SPREAD * spread_0)
+        spread = max(spread, least * spread_0)
         if abs(mean - before[0]) + abs(spread - before[1]) < _CLOSE:
             break
     tonight = sample.tonight * (1 - held)

@@ -260,7 +260,7 @@ class TestLanes:
         """Lanes that take half as long or twice as long by turns spread the law; even ones do not make it certain."""
         uneven = live([lane(2.0 if n % 2 else 0.5, nights_ago=1 + n) for n in range(30)])
         even = live([lane(1.0, nights_ago=1 + n) for n in range(30)])
-        assert uneven.sigma > believed().sigma > even.sigma >= 0.5 * believed().sigma
+        assert uneven.sigma > believed().sigma > even.sigma >= 0.8 * believed().sigma - 1e-9
 
     def test_a_lane_without_an_outcome_makes_the_tier_slower(self) -> None:
         """An hour in which nothing came back is "longer than an hour", and not left out."""
