@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from prefect_llm_tiers.core.addresses import base_url_fault
 from prefect_llm_tiers.core.ports import Clock, Ledger, Provider
 from prefect_llm_tiers.errors import ConfigurationError
 from prefect_llm_tiers.planning.priors import LiveRate
 
 if TYPE_CHECKING:
+    from prefect_llm_tiers.providers.services import Service
     from prefect_llm_tiers.simulator.simulation import Simulation
 
 __all__ = [
@@ -35,6 +37,12 @@ _DOCUMENTATION = "https://github.com/prefect-llm-tiers/prefect-llm-tiers"
 _LOGO = "https://raw.githubusercontent.com/prefect-llm-tiers/prefect-llm-tiers/main/docs/images/logo.png"
 
 _NUMBERED = re.compile(r"(openai|anthropic):\d+")
+OpenAIService = Literal["", "openai", "azure", "groq", "doubleword", "deepinfra", "vllm"]
+"""Services that speak OpenAI's protocol, as `providers.capabilities` has them; empty goes by the host."""
+
+PlayedService = Literal["", "openai", "groq", "vllm"]
+"""Those of them that the simulator plays."""
+
 _LEDGER_SLUG = "llm-ledger-database"
 _SLUGS = ("openai-llm-provider", "anthropic-llm-provider", "simulated-llm-provider")
 
@@ -50,6 +58,15 @@ def _know_every_field(cls: type[Block], values: Any) -> Any:
     return values
 
 
+def _safe_base_url(_: type[Block], value: str) -> str:
+    """Refuse an address that the key may not be sent to; Prefect's pages save one all the same, see `open`."""
+    fault = base_url_fault(value) if value else None
+    if fault is not None:
+        msg = f"base_url {fault}"
+        raise ValueError(msg)
+    return value
+
+
 class ProviderBlock:
     """What a step asks of a provider's block."""
 
@@ -59,7 +76,11 @@ class ProviderBlock:
 
     @property
     def dialect_name(self) -> Literal["openai", "anthropic"]:
-        """Whose protocol the provider speaks; also the price book's provider id."""
+        """Whose protocol the provider speaks."""
+        raise NotImplementedError
+
+    def answering(self) -> "Service":
+        """Return which service answers, by which its tiers, limits and prices are known."""
         raise NotImplementedError
 
     @property
@@ -115,6 +136,7 @@ class OpenAIProvider(Block, ProviderBlock):
     # A slip in the name of the key's field must not print the key.
     model_config = ConfigDict(hide_input_in_errors=True)
     _strict = model_validator(mode="before")(classmethod(_know_every_field))  # type: ignore[arg-type] # typed for decorators
+    _encrypted = field_validator("base_url")(classmethod(_safe_base_url))
 
     api_key: SecretStr = Field(title="API key", description="The secret key; it is sent to the provider alone.")
     organization: str = Field(
@@ -124,7 +146,18 @@ class OpenAIProvider(Block, ProviderBlock):
     base_url: str = Field(
         default="",
         title="Base URL",
-        description="Root of another host's API, ending in /v1; empty for OpenAI's own.",
+        description=(
+            "Root of another host's API, as https://api.groq.com/openai/v1; https, or http to this machine itself. "
+            "Empty for OpenAI's own."
+        ),
+    )
+    service: OpenAIService = Field(
+        default="",
+        title="Service",
+        description=(
+            "Which service answers at the base URL, and so which tiers, batches and prices there are: openai, azure, "
+            "groq, doubleword, deepinfra, or vllm for a server of your own. Empty goes by the host."
+        ),
     )
     max_concurrency: int = Field(
         default=64, ge=1, le=1000, title="Most calls at a time", description="Live calls in flight at most."
@@ -166,6 +199,14 @@ class OpenAIProvider(Block, ProviderBlock):
         """OpenAI's protocol."""
         return "openai"
 
+    def answering(self) -> "Service":
+        """The service that is named, or that of the base URL's host."""
+        from prefect_llm_tiers.providers.services import Dialect, service_at, service_named
+
+        if self.service:
+            return service_named(self.service, Dialect.OPENAI)
+        return service_at(self.base_url or None, Dialect.OPENAI)
+
     @property
     def host(self) -> str:
         """OpenAI's own, or the other one."""
@@ -173,8 +214,8 @@ class OpenAIProvider(Block, ProviderBlock):
 
     def open(self) -> Provider:
         """Open the adapter over the official SDK; see `ProviderBlock.open`."""
-        from prefect_llm_tiers.providers.capabilities import Dialect
         from prefect_llm_tiers.providers.opening import ProviderSpec, open_provider
+        from prefect_llm_tiers.providers.services import Dialect
 
         return open_provider(
             ProviderSpec(
@@ -184,6 +225,7 @@ class OpenAIProvider(Block, ProviderBlock):
                 project=self.project or None,
                 base_url=self.base_url or None,
                 account=self.account or None,
+                service=self.service or None,
             )
         )
 
@@ -208,12 +250,13 @@ class AnthropicProvider(Block, ProviderBlock):
     # A slip in the name of the key's field must not print the key.
     model_config = ConfigDict(hide_input_in_errors=True)
     _strict = model_validator(mode="before")(classmethod(_know_every_field))  # type: ignore[arg-type] # typed for decorators
+    _encrypted = field_validator("base_url")(classmethod(_safe_base_url))
 
     api_key: SecretStr = Field(title="API key", description="The secret key; it is sent to the provider alone.")
     base_url: str = Field(
         default="",
         title="Base URL",
-        description="Root of another host's API, without /v1; empty for Anthropic's own.",
+        description="Root of another host's API, https and without /v1; empty for Anthropic's own.",
     )
     max_concurrency: int = Field(
         default=64, ge=1, le=1000, title="Most calls at a time", description="Live calls in flight at most."
@@ -241,6 +284,12 @@ class AnthropicProvider(Block, ProviderBlock):
         """Anthropic's protocol."""
         return "anthropic"
 
+    def answering(self) -> "Service":
+        """Anthropic, also behind another host."""
+        from prefect_llm_tiers.providers.services import ANTHROPIC
+
+        return ANTHROPIC
+
     @property
     def host(self) -> str:
         """Anthropic's own, or the other one."""
@@ -248,8 +297,8 @@ class AnthropicProvider(Block, ProviderBlock):
 
     def open(self) -> Provider:
         """Open the adapter over the official SDK; see `ProviderBlock.open`."""
-        from prefect_llm_tiers.providers.capabilities import Dialect
         from prefect_llm_tiers.providers.opening import ProviderSpec, open_provider
+        from prefect_llm_tiers.providers.services import Dialect
 
         return open_provider(
             ProviderSpec(
@@ -307,6 +356,14 @@ class SimulatedProvider(Block, ProviderBlock):
         title="Stuck batches",
         description="Batches that get stuck, as 'anthropic:0': dialect and number from 0, separated by commas.",
     )
+    service: PlayedService = Field(
+        default="",
+        title="Service",
+        description=(
+            "Which service it plays in OpenAI's dialect: groq, or vllm, which has the standard tier alone. Empty is "
+            "OpenAI itself, or what its world was made to play."
+        ),
+    )
     base_url: str = Field(
         default="", title="Base URL", description="URL of a served simulator; empty for one in this process."
     )
@@ -345,6 +402,16 @@ class SimulatedProvider(Block, ProviderBlock):
         """The protocol that was chosen."""
         return self.dialect
 
+    def answering(self) -> "Service":
+        """The service that the block names, or that its world plays."""
+        from prefect_llm_tiers.providers.services import Dialect, service_named
+
+        dialect = Dialect(self.dialect)
+        if dialect is Dialect.ANTHROPIC:
+            return service_named("anthropic", dialect)
+        played = self.service or ("openai" if self.base_url else self.simulation().settings.service)
+        return service_named(played, dialect)
+
     @property
     def host(self) -> str:
         """The served simulator, or the one in this process."""
@@ -378,6 +445,7 @@ class SimulatedProvider(Block, ProviderBlock):
             seed=self.seed,
             batch=BatchLaw(median_s=60 * self.batch_median_minutes),
             stuck_batches=tuple(name.strip() for name in self.stuck_batches.split(",") if name.strip()),
+            service=self.service or "openai",
         )
         # Fields that were all left alone say nothing of the world, so one that is there is shared.
         return in_process(self.world, settings if settings != WorldSettings() else None)
@@ -393,14 +461,15 @@ class SimulatedProvider(Block, ProviderBlock):
 
     def open(self) -> Provider:
         """Open the adapter, over the official SDK, into the simulator; see `ProviderBlock.open`."""
-        from prefect_llm_tiers.providers.capabilities import Dialect
         from prefect_llm_tiers.providers.opening import ProviderSpec, open_provider
+        from prefect_llm_tiers.providers.services import Dialect
 
         root = self.base_url.rstrip("/") or "http://localhost"
         spec = ProviderSpec(
             dialect=Dialect(self.dialect),
             api_key="simulated",
             base_url=f"{root}/v1" if self.dialect == "openai" else root,
+            service=self.answering().name,
         )
         return open_provider(spec, app=None if self.base_url else self.simulation().app)
 

@@ -18,13 +18,12 @@ from prefect_llm_tiers.errors import ConfigurationError
 if TYPE_CHECKING:
     from prefect_llm_tiers.frames.output import TextOutput
     from prefect_llm_tiers.providers.schemas import OutputSchema
+    from prefect_llm_tiers.providers.services import Service
 
 __all__ = ["OPTION_NAMES", "StepOptions", "Terms", "terms_of"]
 
 DEFAULT_OUTPUT_TOKENS = 256.0
 """Expected tokens of an answer where a step says nothing; half of `max_output_tokens` where it does."""
-
-_DEFAULT_ENDPOINT: Mapping[str, Endpoint] = {"openai": Endpoint.RESPONSES, "anthropic": Endpoint.MESSAGES}
 
 _LEAST = {
     "samples": 1,
@@ -168,18 +167,21 @@ def terms_of(options: StepOptions, step: str) -> Terms:
     Raises:
         ConfigurationError: There is no such block, endpoint, or none of the allowed tiers is offered.
     """
-    from prefect_llm_tiers.providers.capabilities import Dialect, capabilities_of
+    from prefect_llm_tiers.providers.capabilities import capabilities_of
 
     block = load_provider(options.provider)
-    endpoint = _endpoint(options, block, step)
-    capabilities = capabilities_of(Dialect(block.dialect_name), options.model, endpoint)
+    service = block.answering()
+    endpoint = _endpoint(options, service, step)
+    capabilities = capabilities_of(service.name, options.model, endpoint)
     return Terms(block=block, endpoint=endpoint, capabilities=capabilities, tiers=_tiers(options, capabilities, step))
 
 
-def _endpoint(options: StepOptions, block: ProviderBlock, step: str) -> Endpoint:
+def _endpoint(options: StepOptions, service: "Service", step: str) -> Endpoint:
     named = options.endpoint
     if named is None:
-        return _DEFAULT_ENDPOINT[block.dialect_name]
+        from prefect_llm_tiers.providers.capabilities import default_endpoint
+
+        return default_endpoint(service, options.model)
     if (endpoint := _named(named)) is not None:
         return endpoint
     msg = (

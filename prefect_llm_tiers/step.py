@@ -215,7 +215,7 @@ class LLMStep(Task[..., "pl.DataFrame"]):
         limits = terms.capabilities.batch
         return Outline(
             name=self.name,
-            provider=terms.block.dialect_name,
+            provider=terms.block.answering().known_as,
             model=options.model,
             tiers=terms.tiers,
             after=after,

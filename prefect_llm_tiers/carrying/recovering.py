@@ -159,17 +159,17 @@ def _with_providers(
     wanted = {(batch.provider, batch.account) for batch in batches}
     models = {batch.provider: batch.model for batch in batches}
     for name, block in _blocks(names, say) if wanted else ():
-        dialect = block.dialect_name
-        if not any(provider == dialect for provider, _ in wanted):
+        known_as = block.answering().known_as
+        if not any(provider == known_as for provider, _ in wanted):
             continue
         try:
-            account = _run(ledger, block, models[dialect], wanted=wanted, work=work, say=say)
+            account = _run(ledger, block, models[known_as], wanted=wanted, work=work, say=say)
         except LLMTiersError as error:
             if names:
                 raise
             say(f"{name}: {error}")
             continue
-        wanted.discard((dialect, account))
+        wanted.discard((known_as, account))
 
 
 def _run(

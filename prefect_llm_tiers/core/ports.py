@@ -4,9 +4,10 @@ Everything that reads a clock, draws a number or leaves the process stands behin
 a contract suite under `tests/contracts/` that every implementation passes.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from decimal import Decimal
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -35,6 +36,7 @@ __all__ = [
     "Chance",
     "Clock",
     "EncodedLines",
+    "FailureKind",
     "FailureMeaning",
     "Ledger",
     "Provider",
@@ -117,12 +119,30 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         batch: Limits of a batch; None where there is none.
         flex_timeout: How long a flex call may stay silent.
         live_timeout: How long any other live call may stay silent.
+        ratios: What a tier costs over standard, as the provider publishes it; for planning models without a price.
+        free: Whether nothing is ever billed.
     """
 
     tiers: frozenset[Tier]
     batch: BatchLimits | None
     flex_timeout: timedelta = timedelta(seconds=900)
     live_timeout: timedelta = timedelta(seconds=600)
+    ratios: Mapping[Tier, Decimal] = {}
+    free: bool = False
+
+
+FailureKind = Literal[
+    "capacity",
+    "rate_limit",
+    "quota",
+    "rejected",
+    "policy",
+    "auth",
+    "tier_unsupported",
+    "timeout",
+    "connection",
+    "server",
+]
 
 
 class FailureMeaning(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,13 +150,14 @@ class FailureMeaning(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: `capacity` (the provider is full), `rate_limit` (the account's own), `quota`, `rejected`
-            (this request, for ever), `auth`, `tier_unsupported`, `timeout`, `connection`, `server`.
+            (this request, for ever), `policy` (this request, for what it says), `auth`, `tier_unsupported`,
+            `timeout`, `connection`, `server`.
         reason: The provider's code, or ours where it has none.
         retry_after_s: Seconds that the provider asks to wait.
         maybe_billed: The request may have reached the model before the reply was lost.
     """
 
-    kind: str
+    kind: FailureKind
     reason: str
     retry_after_s: float | None = None
     maybe_billed: bool = False
@@ -190,7 +211,7 @@ class Provider(Protocol):
 
     @property
     def name(self) -> str:
-        """Dialect, which is also the price book's provider id: `openai` or `anthropic`."""
+        """Who answers, as the ledger and the price book know it: `openai`, `anthropic`, `groq`."""
         ...
 
     def capabilities(self, model: str, endpoint: Endpoint) -> Capabilities:

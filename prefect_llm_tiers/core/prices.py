@@ -37,7 +37,16 @@ _CONTEXT: Mapping[tuple[str, Tier], Mapping[str, str] | None] = {
     ("openai", Tier.PRIORITY): {"service_tier": "priority"},
     ("anthropic", Tier.STANDARD): None,
     ("anthropic", Tier.BATCH): {"processing": "batch"},
+    ("azure", Tier.STANDARD): None,
+    ("doubleword", Tier.STANDARD): None,
+    ("groq", Tier.STANDARD): None,
+    # Groq publishes that flex costs what standard costs.
+    ("groq", Tier.FLEX): None,
+    ("groq", Tier.BATCH): {"processing": "batch"},
 }
+
+# Its weights are published, so whoever serves it sets the price; under OpenAI's protocol that may be anybody.
+_NOBODYS = ("openai", "gpt-oss")
 
 # The library has no price of an embedding in a batch, and would give the standard one.
 _PUBLISHED: Mapping[tuple[str, Tier, str], Mapping[str, Decimal]] = {
@@ -174,7 +183,7 @@ def _usd_above_the_line(usage: Usage, *, provider: str, model: str, tier: Tier, 
 
 @lru_cache(maxsize=4096)
 def _rate_card(provider: str, model: str, tier: Tier, minute: datetime) -> _RateCard | None:
-    if (provider, tier) not in _CONTEXT:
+    if (provider, tier) not in _CONTEXT or (provider == _NOBODYS[0] and model.startswith(_NOBODYS[1])):
         return None
     told = _PUBLISHED.get((provider, tier, model))
     if told is not None:

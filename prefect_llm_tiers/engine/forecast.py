@@ -1,5 +1,6 @@
 """Turns a step run into the planner's terms: how much is left, what it costs in each tier, how long it takes."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -33,6 +34,8 @@ class _Shape(msgspec.Struct, frozen=True, kw_only=True):
     rate: LiveRate
     window: timedelta | None
     cancel: timedelta
+    ratios: Mapping[Tier, Decimal] = {}
+    free: bool = False
     input_tokens: float
     output_tokens: float
     requests: int
@@ -69,6 +72,8 @@ def problem_of(
         rate=job.rate,
         window=limits.window if limits else None,
         cancel=limits.cancel if limits else timedelta(0),
+        ratios=job.capabilities.ratios,
+        free=job.capabilities.free,
         input_tokens=input_tokens,
         output_tokens=job.output_tokens,
         requests=remaining,
@@ -147,6 +152,8 @@ def _step_problem(shape: _Shape, beliefs: Beliefs, now: datetime) -> StepProblem
 
 def _costs(shape: _Shape, now: datetime) -> tuple[dict[Tier, Decimal], frozenset[Tier]]:
     """Return what the step costs in each tier, and which of those figures no source prices."""
+    if shape.free:
+        return dict.fromkeys({*shape.tiers, Tier.STANDARD}, Decimal(0)), frozenset()
     usage = Usage(input_tokens=round(shape.input_tokens), output_tokens=round(shape.output_tokens))
     each = {
         tier: price(usage, provider=shape.provider, model=shape.model, tier=tier, at=now)
@@ -162,5 +169,5 @@ def _costs(shape: _Shape, now: datetime) -> tuple[dict[Tier, Decimal], frozenset
         unpriced.add(tier)
         if standard is not None:
             # The provider publishes what the tier costs over standard; good enough to plan by, and said so.
-            costs[tier] = standard.usd * PUBLISHED_RATIO[tier] * shape.requests
+            costs[tier] = standard.usd * shape.ratios.get(tier, PUBLISHED_RATIO[tier]) * shape.requests
     return costs, frozenset(unpriced)

@@ -43,7 +43,7 @@ LEAST_PAUSE = timedelta(seconds=30)
 
 _PAUSE = timedelta(seconds=60)
 
-_NEVER_TAKEN = frozenset({"rejected", "quota", "auth", "tier_unsupported"})
+_NEVER_TAKEN = frozenset({"rejected", "policy", "quota", "auth", "tier_unsupported"})
 
 
 def create_timeout(body_bytes: int) -> timedelta:

@@ -20,12 +20,13 @@ from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.providers.anthropic_batches import BatchPage, BatchReply, provider_batch
 from prefect_llm_tiers.providers.anthropic_lines import read_anthropic_lines
 from prefect_llm_tiers.providers.anthropic_replies import read_message
-from prefect_llm_tiers.providers.capabilities import Dialect, capabilities_of
+from prefect_llm_tiers.providers.capabilities import capabilities_of, offer_of
 from prefect_llm_tiers.providers.incoming import line_blocks
 from prefect_llm_tiers.providers.lines import LineForm, chunks, spooled
 from prefect_llm_tiers.providers.listing import Page, each_batch
 from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND
 from prefect_llm_tiers.providers.outcomes import model_of, outcome_of_rejection, raise_if_unbilled_retry
+from prefect_llm_tiers.providers.services import Dialect, Service
 from prefect_llm_tiers.providers.wire import CONTROL_TIMEOUT_S, Wire, named_tier, tier_refused, unreadable
 
 __all__ = ["AnthropicProvider"]
@@ -42,22 +43,24 @@ _LIST = msgspec.json.Decoder(BatchPage)
 class AnthropicProvider:
     """One organisation at Anthropic. See `core.ports.Provider`."""
 
-    def __init__(self, client: AsyncAnthropic, *, account: str | None = None) -> None:
+    def __init__(self, client: AsyncAnthropic, *, service: Service, account: str | None = None) -> None:
         """Take over a client whose retries are off.
 
         Args:
             client: The SDK's client; closed with the provider.
+            service: Who answers.
             account: Name of the account, in the place of what the provider's headers say.
         """
         self._wire = Wire(client, dialect=Dialect.ANTHROPIC)
+        self._service = service
         self._account = account
 
     @property
     def name(self) -> str:
-        return Dialect.ANTHROPIC.value
+        return self._service.known_as
 
     def capabilities(self, model: str, endpoint: Endpoint) -> Capabilities:
-        return capabilities_of(Dialect.ANTHROPIC, model, endpoint)
+        return capabilities_of(self._service.name, model, endpoint)
 
     async def identify(self, model: str) -> str:
         reply = await self._wire.look_up(model, "/v1/models/")
@@ -65,15 +68,16 @@ class AnthropicProvider:
         return self._account or named or f"host:{self._wire.host}"
 
     async def call(self, request: Request, *, endpoint: Endpoint, tier: Tier, timeout_s: float) -> Outcome:
-        if tier is not Tier.STANDARD:
+        model = model_of(request.body)
+        offer = offer_of(self._service.name, model, endpoint)
+        if offer is None or tier not in offer.names:
             raise tier_refused(tier)
-        # `auto` would draw on a priority commitment, where the organisation still has one.
-        body = named_tier(request.body, "standard_only")
+        body = named_tier(request.body, offer.names[tier])
         try:
             reply = await self._wire.post(endpoint.value, body, timeout_s=timeout_s)
         except CallFailed as failed:
             if failed.meaning.reason == MODEL_NOT_FOUND:
-                raise self._wire.unknown_model(model_of(request.body)) from None
+                raise self._wire.unknown_model(model) from None
             return outcome_of_rejection(failed, key=request.key)
         outcome = read_message(reply.content, key=request.key, asked=tier, request_id=reply.headers.get("request-id"))
         raise_if_unbilled_retry(outcome)

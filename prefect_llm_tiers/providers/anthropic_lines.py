@@ -10,8 +10,10 @@ from prefect_llm_tiers.core.requests import KEY_LENGTH
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.providers.anthropic_replies import read_message
 from prefect_llm_tiers.providers.decoding import as_text, decode, decode_any
+from prefect_llm_tiers.providers.error_bodies import clean_code
 from prefect_llm_tiers.providers.incoming import Block
-from prefect_llm_tiers.providers.meanings import POLICY_CODES, clean_code, meaning_of
+from prefect_llm_tiers.providers.meanings import meaning_of
+from prefect_llm_tiers.providers.outcomes import kind_of_rejection
 from prefect_llm_tiers.providers.result_lines import CustomId, Tokens, named_line, read_lines
 
 __all__ = ["read_anthropic_lines"]
@@ -150,9 +152,7 @@ def _errored(error: msgspec.Raw, *, key: str) -> Outcome:
     code = clean_code(inner.get("type")) if isinstance(inner, dict) else None
     request_id = as_text(value.get("request_id")) if isinstance(value, dict) else None
     meaning = meaning_of(_STATUS_OF_TYPE.get(code or "", 500), {}, body)
-    if meaning.kind not in ("rejected", "auth"):
-        kind = OutcomeKind.RETRY
-    else:
-        kind = OutcomeKind.REFUSAL if meaning.reason in POLICY_CODES else OutcomeKind.FAILURE
+    # A row of a batch that was taken says nothing of the key: it is this row that may not be asked.
+    kind = OutcomeKind.FAILURE if meaning.kind == "auth" else kind_of_rejection(meaning) or OutcomeKind.RETRY
     reason = meaning.reason if code is not None else "errored"
     return Outcome(key=key, kind=kind, reason=reason, provider_request_id=request_id)

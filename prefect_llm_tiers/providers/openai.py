@@ -1,10 +1,11 @@
 """OpenAI's dialect: its endpoints, live and in batches of an uploaded file."""
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
+import httpx2
 import msgspec
 import orjson
 from openai import AsyncOpenAI
@@ -14,25 +15,20 @@ from prefect_llm_tiers.core.outcomes import Outcome
 from prefect_llm_tiers.core.ports import BatchLine, CallFailed, Capabilities, ResultLine
 from prefect_llm_tiers.core.requests import Endpoint, Request
 from prefect_llm_tiers.core.tiers import Tier
-from prefect_llm_tiers.providers.capabilities import Dialect, capabilities_of
+from prefect_llm_tiers.errors import UnknownModel
+from prefect_llm_tiers.providers.capabilities import capabilities_of, offer_of
 from prefect_llm_tiers.providers.incoming import line_blocks
 from prefect_llm_tiers.providers.lines import spooled
 from prefect_llm_tiers.providers.listing import Page, each_batch
-from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND
+from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND, error_in_success
 from prefect_llm_tiers.providers.openai_batches import METADATA_NAME, BatchPage, BatchReply, line_form, provider_batch
 from prefect_llm_tiers.providers.openai_lines import read_openai_lines
-from prefect_llm_tiers.providers.openai_replies import read_reply
+from prefect_llm_tiers.providers.openai_replies import UNREADABLE_REPLY, read_reply
 from prefect_llm_tiers.providers.outcomes import model_of, outcome_of_rejection, raise_if_unbilled_retry
+from prefect_llm_tiers.providers.services import Dialect, Service
 from prefect_llm_tiers.providers.wire import CONTROL_TIMEOUT_S, Wire, named_tier, tier_refused, unreadable
 
 __all__ = ["OpenAIProvider"]
-
-_TIER_NAMES = {Tier.STANDARD: "default", Tier.FLEX: "flex", Tier.PRIORITY: "priority"}
-
-_TIERED = frozenset({Endpoint.RESPONSES, Endpoint.CHAT_COMPLETIONS})
-"""Endpoints whose requests name their tier; the others are served on the standard tier, and refuse the field."""
-
-_BATCHED_ONLY = frozenset({Endpoint.IMAGE_EDITS, Endpoint.VIDEOS})
 
 _PAGE = 100
 _SHORTEST_EXPIRY_S = 3_600
@@ -43,52 +39,105 @@ class _FileReply(msgspec.Struct):
     id: str
 
 
+class _ModelReply(msgspec.Struct):
+    id: str
+
+
+class _ModelPage(msgspec.Struct):
+    data: list[_ModelReply]
+
+
 _FILE = msgspec.json.Decoder(_FileReply)
 _BATCH = msgspec.json.Decoder(BatchReply)
 _LIST = msgspec.json.Decoder(BatchPage)
+_MODELS = msgspec.json.Decoder(_ModelPage)
 
 
 class OpenAIProvider:
     """One project at OpenAI, or at a host that speaks its dialect. See `core.ports.Provider`."""
 
-    def __init__(self, client: AsyncOpenAI, *, account: str | None = None) -> None:
+    def __init__(self, client: AsyncOpenAI, *, service: Service, account: str | None = None) -> None:
         """Take over a client whose retries are off.
 
         Args:
             client: The SDK's client; closed with the provider.
+            service: Who answers.
             account: Name of the account, in the place of what the provider's headers say.
         """
         self._wire = Wire(client, dialect=Dialect.OPENAI)
+        self._service = service
         self._account = account
+        # The host refuses `service_tier` though the table says otherwise.
+        self._wordless = False
 
     @property
     def name(self) -> str:
-        return Dialect.OPENAI.value
+        return self._service.known_as
 
     def capabilities(self, model: str, endpoint: Endpoint) -> Capabilities:
-        return capabilities_of(Dialect.OPENAI, model, endpoint)
+        return capabilities_of(self._service.name, model, endpoint)
 
     async def identify(self, model: str) -> str:
-        reply = await self._wire.look_up(model, "/models/")
+        reply = await self._look_up(model)
         parts = (reply.headers.get("openai-organization"), reply.headers.get("openai-project"))
         named = "/".join(part for part in parts if part)
         return self._account or named or f"host:{self._wire.host}"
 
-    async def call(self, request: Request, *, endpoint: Endpoint, tier: Tier, timeout_s: float) -> Outcome:
-        name = _TIER_NAMES.get(tier)
-        tiered = endpoint in _TIERED
-        if name is None or endpoint in _BATCHED_ONLY or not (tiered or tier is Tier.STANDARD):
-            raise tier_refused(tier)
-        body = named_tier(request.body, name) if tiered else request.body
+    async def _look_up(self, model: str) -> httpx2.Response:
+        """Return a reply about a model; of a host that has no page for each, its list, if that names the model."""
         try:
-            reply = await self._wire.post(_path(endpoint), body, timeout_s=timeout_s)
+            return await self._wire.look_up(model, "/models/")
+        except UnknownModel:
+            if self._service.models == "page" or not model.strip():
+                raise
+        reply = await self._wire.get("/models")
+        if self._service.models == "list":
+            listed = self._wire.decoded(reply, _MODELS)
+            if all(one.id != model for one in listed.data):
+                raise self._wire.unknown_model(model)
+        return reply
+
+    async def call(self, request: Request, *, endpoint: Endpoint, tier: Tier, timeout_s: float) -> Outcome:
+        model = model_of(request.body)
+        offer = offer_of(self._service.name, model, endpoint)
+        if offer is None or tier is Tier.BATCH or tier not in offer.tiers:
+            raise tier_refused(tier)
+        try:
+            reply = await self._post(request.body, endpoint, tier, offer.names, timeout_s)
+            outcome = self._outcome(reply, request.key, endpoint, tier)
         except CallFailed as failed:
             if failed.meaning.reason == MODEL_NOT_FOUND:
-                raise self._wire.unknown_model(model_of(request.body)) from None
+                raise self._wire.unknown_model(model) from None
             return outcome_of_rejection(failed, key=request.key)
-        request_id = reply.headers.get("x-request-id")
-        outcome = read_reply(endpoint, reply.content, key=request.key, asked=tier, request_id=request_id)
         raise_if_unbilled_retry(outcome)
+        return outcome
+
+    async def _post(
+        self, body: bytes, endpoint: Endpoint, tier: Tier, names: Mapping[Tier, str], timeout_s: float
+    ) -> httpx2.Response:
+        """Send a body with its tier named, where the service takes a name.
+
+        A host in between may know nothing of tiers. What it refuses costs nothing, so a call on the standard tier goes
+        out again without the name, as do all that follow.
+        """
+        path, standard = _path(endpoint), tier is Tier.STANDARD
+        if not names or (self._wordless and standard):
+            return await self._wire.post(path, body, timeout_s=timeout_s)
+        try:
+            return await self._wire.post(path, named_tier(body, names[tier]), timeout_s=timeout_s)
+        except CallFailed as failed:
+            if not standard or failed.meaning.kind != "tier_unsupported":
+                raise
+        self._wordless = True
+        return await self._wire.post(path, body, timeout_s=timeout_s)
+
+    def _outcome(self, reply: httpx2.Response, key: str, endpoint: Endpoint, tier: Tier) -> Outcome:
+        request_id = reply.headers.get("x-request-id")
+        outcome = read_reply(endpoint, reply.content, key=key, asked=tier, request_id=request_id)
+        if outcome.reason == UNREADABLE_REPLY and outcome.usage is None:
+            meaning = error_in_success(dict(reply.headers), reply.content)
+            if meaning is not None:
+                raise CallFailed(meaning)
         return outcome
 
     async def upload(

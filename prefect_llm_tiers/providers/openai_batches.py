@@ -8,8 +8,8 @@ import msgspec
 from prefect_llm_tiers.core.batches import BatchCounts, ProviderBatch, ProviderBatchStatus
 from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.providers.decoding import as_text, decode_any, token_count
+from prefect_llm_tiers.providers.error_bodies import clean_code
 from prefect_llm_tiers.providers.lines import LineForm
-from prefect_llm_tiers.providers.meanings import clean_code
 
 __all__ = ["METADATA_NAME", "BatchPage", "BatchReply", "line_form", "provider_batch"]
 

@@ -10,9 +10,11 @@ from prefect_llm_tiers.core.ports import ResultLine
 from prefect_llm_tiers.core.requests import KEY_LENGTH, Endpoint
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.providers.decoding import as_text, decode
+from prefect_llm_tiers.providers.error_bodies import clean_code
 from prefect_llm_tiers.providers.incoming import Block
-from prefect_llm_tiers.providers.meanings import POLICY_CODES, clean_code, meaning_of
+from prefect_llm_tiers.providers.meanings import meaning_of
 from prefect_llm_tiers.providers.openai_replies import read_reply
+from prefect_llm_tiers.providers.outcomes import kind_of_rejection
 from prefect_llm_tiers.providers.result_lines import CustomId, Tokens, named_line, read_lines
 
 __all__ = ["read_openai_lines"]
@@ -247,10 +249,8 @@ def _outcome(line: _Line, *, key: str, endpoint: Endpoint) -> Outcome:
             provider_request_id=request_id,
         )
     meaning = meaning_of(status, {}, bytes(reply.body))
-    if meaning.kind not in ("rejected", "auth"):
-        kind = OutcomeKind.RETRY
-    else:
-        kind = OutcomeKind.REFUSAL if meaning.reason in POLICY_CODES else OutcomeKind.FAILURE
+    # A row of a batch that was taken says nothing of the key: it is this row that may not be asked.
+    kind = OutcomeKind.FAILURE if meaning.kind == "auth" else kind_of_rejection(meaning) or OutcomeKind.RETRY
     return Outcome(key=key, kind=kind, reason=meaning.reason, provider_request_id=request_id)
 
 

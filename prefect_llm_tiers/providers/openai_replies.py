@@ -12,10 +12,14 @@ from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind, Usage
 from prefect_llm_tiers.core.requests import Endpoint
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.providers.decoding import as_text, decode, token_count
-from prefect_llm_tiers.providers.meanings import POLICY_CODES, clean_code
+from prefect_llm_tiers.providers.error_bodies import clean_code
+from prefect_llm_tiers.providers.meanings import POLICY_CODES
 from prefect_llm_tiers.providers.raw_replies import embedding_text, raw_text
 
-__all__ = ["read_reply"]
+__all__ = ["UNREADABLE_REPLY", "read_reply"]
+
+UNREADABLE_REPLY = "unreadable_reply"
+"""The reason of a reply that holds no answer, and no word on why."""
 
 _TRANSIENT = frozenset({"server_error", "rate_limit_exceeded", "vector_store_timeout"})
 """Codes of a response that failed for no fault of the request."""
@@ -26,6 +30,8 @@ _TIERS = {
     "priority": Tier.PRIORITY,
     # The newer name of priority.
     "fast": Tier.PRIORITY,
+    # Groq's name of standard.
+    "on_demand": Tier.STANDARD,
 }
 
 
@@ -94,7 +100,7 @@ class _Verdict(msgspec.Struct, frozen=True, gc=False):
     billing: Billing = Billing.BILLED
 
 
-_UNREADABLE = _Verdict(OutcomeKind.RETRY, "unreadable_reply", billing=Billing.UNKNOWN)
+_UNREADABLE = _Verdict(OutcomeKind.RETRY, UNREADABLE_REPLY, billing=Billing.UNKNOWN)
 
 
 def read_reply(

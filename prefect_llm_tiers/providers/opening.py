@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from ipaddress import ip_address
 from typing import Any, assert_never
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
 
+from prefect_llm_tiers.core.addresses import base_url_fault, is_loopback
 from prefect_llm_tiers.core.ports import Provider
 from prefect_llm_tiers.errors import ConfigurationError
-from prefect_llm_tiers.providers.capabilities import Dialect
+from prefect_llm_tiers.providers.services import Dialect, Service, service_at, service_named
+from prefect_llm_tiers.providers.wire import RedirectRefused
 
 __all__ = ["ASGIApp", "ProviderSpec", "open_provider"]
 
@@ -47,6 +48,7 @@ class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
         base_url: Root of the API; None is the provider's own. For the OpenAI dialect it ends in `/v1`, for
             Anthropic's it does not.
         account: Name of the account in the ledger, in the place of the one that the provider tells.
+        service: Which service answers at the base URL; None goes by its host.
     """
 
     dialect: Dialect
@@ -55,6 +57,7 @@ class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
     project: str | None = None
     base_url: str | None = None
     account: str | None = None
+    service: str | None = None
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -62,7 +65,8 @@ class ProviderSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Return what may be shown; `rich`, which draws tracebacks, would list every field otherwise."""
-        optional = ((name, getattr(self, name)) for name in ("organization", "project", "base_url", "account"))
+        names = ("organization", "project", "base_url", "account", "service")
+        optional = ((name, getattr(self, name)) for name in names)
         shown = [(name, value) for name, value in optional if value is not None]
         return [("dialect", self.dialect.value), ("api_key", "**********"), *shown]
 
@@ -84,23 +88,24 @@ def open_provider(spec: ProviderSpec, *, app: ASGIApp | None = None) -> Provider
     asyncio.get_running_loop()
     _check_headers(spec)
     base_url = _checked_base_url(spec)
+    service = service_named(spec.service, spec.dialect) if spec.service else service_at(spec.base_url, spec.dialect)
     match spec.dialect:
         case Dialect.OPENAI:
-            return _open_openai(spec, base_url, app)
+            return _open_openai(spec, base_url, service, app)
         case Dialect.ANTHROPIC:
-            return _open_anthropic(spec, base_url, app)
+            return _open_anthropic(spec, base_url, service, app)
         case _:
             assert_never(spec.dialect)
 
 
-def _open_openai(spec: ProviderSpec, base_url: str, app: ASGIApp | None) -> Provider:
+def _open_openai(spec: ProviderSpec, base_url: str, service: Service, app: ASGIApp | None) -> Provider:
     try:
         from openai import AsyncOpenAI, DefaultAioHttpClient
 
         from prefect_llm_tiers.providers.openai import OpenAIProvider
     except ImportError as error:
         raise _not_installed(spec.dialect) from error
-    http = _http_client(DefaultAioHttpClient, spec.dialect, app)
+    http = _http_client(DefaultAioHttpClient, spec.dialect, base_url, app)
     client = AsyncOpenAI(
         api_key=spec.api_key,
         organization=spec.organization,
@@ -112,29 +117,54 @@ def _open_openai(spec: ProviderSpec, base_url: str, app: ASGIApp | None) -> Prov
     # The SDK fills what is None from OPENAI_ORG_ID and OPENAI_PROJECT_ID.
     client.organization = spec.organization
     client.project = spec.project
-    return OpenAIProvider(client, account=spec.account)
+    return OpenAIProvider(client, service=service, account=spec.account)
 
 
-def _open_anthropic(spec: ProviderSpec, base_url: str, app: ASGIApp | None) -> Provider:
+def _open_anthropic(spec: ProviderSpec, base_url: str, service: Service, app: ASGIApp | None) -> Provider:
     try:
         from anthropic import AsyncAnthropic, DefaultAioHttpClient
 
         from prefect_llm_tiers.providers.anthropic import AnthropicProvider
     except ImportError as error:
         raise _not_installed(spec.dialect) from error
-    http = _http_client(DefaultAioHttpClient, spec.dialect, app)
+    http = _http_client(DefaultAioHttpClient, spec.dialect, base_url, app)
     client = AsyncAnthropic(api_key=spec.api_key, base_url=base_url, max_retries=0, http_client=http)
-    return AnthropicProvider(client, account=spec.account)
+    return AnthropicProvider(client, service=service, account=spec.account)
 
 
-def _http_client(aiohttp_client: type[httpx2.AsyncClient], dialect: Dialect, app: ASGIApp | None) -> httpx2.AsyncClient:
+def _http_client(
+    aiohttp_client: type[httpx2.AsyncClient], dialect: Dialect, base_url: str, app: ASGIApp | None
+) -> httpx2.AsyncClient:
+    hooks = {"request": [_key_guard(httpx2.URL(base_url))]}
     if app is not None:
-        return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), follow_redirects=False)
+        transport = httpx2.ASGITransport(app=app)
+        return httpx2.AsyncClient(transport=transport, follow_redirects=False, event_hooks=hooks)
     try:
-        return aiohttp_client(limits=_LIMITS, follow_redirects=False)
+        return aiohttp_client(limits=_LIMITS, follow_redirects=False, event_hooks=hooks)
     except RuntimeError as error:
         # The SDK's placeholder, where aiohttp is missing.
         raise _not_installed(dialect) from error
+
+
+_FOR_THE_PROVIDER = ("authorization", "x-api-key", "openai-organization", "openai-project")
+"""Headers that go to the base URL's own origin and nowhere else."""
+
+
+def _key_guard(home: httpx2.URL) -> Callable[[httpx2.Request], Awaitable[None]]:
+    """Return what looks at each request, redirected ones among them, just before it is sent.
+
+    The HTTP library drops `authorization` where a redirect leads elsewhere; Anthropic's key is in another header.
+    """
+
+    async def guard(request: httpx2.Request) -> None:
+        if request.url.origin == home.origin:
+            return
+        if request.url.scheme != "https" and not is_loopback(request.url.host):
+            raise RedirectRefused
+        for name in _FOR_THE_PROVIDER:
+            request.headers.pop(name, None)
+
+    return guard
 
 
 def _not_installed(dialect: Dialect) -> ConfigurationError:
@@ -160,42 +190,11 @@ def _check_headers(spec: ProviderSpec) -> None:
 
 def _checked_base_url(spec: ProviderSpec) -> str:
     base_url = spec.base_url or _BASE_URLS[spec.dialect]
-    parts, host = _parts(base_url)
-    if host is None or parts.scheme not in ("http", "https"):
-        raise ConfigurationError(
-            f"The `base_url` of the '{spec.dialect}' provider's block is no http(s) URL. Give one as "
-            f"{_BASE_URLS[spec.dialect]!r}."
-        )
-    if parts.username is not None or parts.password is not None:
-        raise ConfigurationError(
-            f"The `base_url` of the '{spec.dialect}' provider's block holds a user name or password, and "
-            "URLs are shown in messages. Put the key into `api_key`."
-        )
-    if parts.scheme == "http" and not _is_loopback(host):
-        raise ConfigurationError(
-            f"The `base_url` http://{host} is not encrypted: the key would travel in clear. Use https, or a "
-            "loopback address for a local server."
-        )
+    if (fault := base_url_fault(base_url)) is not None:
+        raise ConfigurationError(f"The `base_url` of the '{spec.dialect}' provider's block {fault}")
+    parts = urlsplit(base_url)
     if spec.dialect is Dialect.ANTHROPIC and parts.path.rstrip("/").endswith("/v1"):
         raise ConfigurationError(
             "The `base_url` of an Anthropic block ends in /v1, which the calls add themselves. Leave it out."
         )
     return base_url
-
-
-def _parts(url: str) -> tuple[SplitResult, str | None]:
-    """Return a URL's parts and its host; None for the host of what cannot be read."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return SplitResult("", "", "", "", ""), None
-    return parts, parts.hostname
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -1,11 +1,14 @@
 """Which failed calls are outcomes of the row, and which are none."""
 
+from typing import Any
+
+import msgspec
+
 from prefect_llm_tiers.core.outcomes import Billing, Outcome, OutcomeKind
 from prefect_llm_tiers.core.ports import CallFailed, FailureMeaning
-from prefect_llm_tiers.providers.decoding import as_text, decode_any
-from prefect_llm_tiers.providers.meanings import POLICY_CODES
+from prefect_llm_tiers.providers.decoding import as_text, decode
 
-__all__ = ["model_of", "outcome_of_rejection", "raise_if_unbilled_retry"]
+__all__ = ["kind_of_rejection", "model_of", "outcome_of_rejection", "raise_if_unbilled_retry"]
 
 
 def outcome_of_rejection(failed: CallFailed, *, key: str) -> Outcome:
@@ -14,11 +17,21 @@ def outcome_of_rejection(failed: CallFailed, *, key: str) -> Outcome:
     Raises:
         CallFailed: The call failed for another reason; it is raised again as it is.
     """
-    if failed.meaning.kind != "rejected":
+    kind = kind_of_rejection(failed.meaning)
+    if kind is None:
         raise failed
-    refused = failed.meaning.reason in POLICY_CODES
-    kind = OutcomeKind.REFUSAL if refused else OutcomeKind.FAILURE
     return Outcome(key=key, kind=kind, reason=failed.meaning.reason)
+
+
+def kind_of_rejection(meaning: FailureMeaning) -> OutcomeKind | None:
+    """Return what the row gets that a provider turned down; None where it judged something else than the row."""
+    match meaning.kind:
+        case "policy":
+            return OutcomeKind.REFUSAL
+        case "rejected":
+            return OutcomeKind.FAILURE
+        case _:
+            return None
 
 
 def raise_if_unbilled_retry(outcome: Outcome) -> None:
@@ -28,11 +41,18 @@ def raise_if_unbilled_retry(outcome: Outcome) -> None:
     """
     if outcome.kind is OutcomeKind.RETRY and outcome.billing is Billing.UNBILLED:
         reason = outcome.reason or "server_error"
-        kind = "rate_limit" if reason.startswith("rate_limit") else "server"
-        raise CallFailed(FailureMeaning(kind=kind, reason=reason))
+        limited = reason.startswith("rate_limit")
+        raise CallFailed(FailureMeaning(kind="rate_limit" if limited else "server", reason=reason))
 
 
 def model_of(body: bytes) -> str:
     """Return the model that an encoded request asks."""
-    value = decode_any(body)
-    return (as_text(value.get("model")) if isinstance(value, dict) else None) or "(none named)"
+    asked = decode(body, _ASKED)
+    return (as_text(asked.model) if asked is not None else None) or "(none named)"
+
+
+class _Asked(msgspec.Struct, gc=False):
+    model: Any = None
+
+
+_ASKED = msgspec.json.Decoder(_Asked)

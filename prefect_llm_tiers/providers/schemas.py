@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
 from prefect_llm_tiers.errors import SchemaUnsupported
-from prefect_llm_tiers.providers.capabilities import Dialect
+from prefect_llm_tiers.providers.services import Dialect
 
 __all__ = ["OutputSchema", "output_schema"]
 

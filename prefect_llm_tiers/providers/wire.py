@@ -16,7 +16,7 @@ from prefect_llm_tiers.core.ports import CallFailed, FailureMeaning
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.errors import CredentialsRejected, UnknownModel
 from prefect_llm_tiers.providers.decoding import decode
-from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND, meaning_of
+from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND, ORGANIZATION_UNVERIFIED, meaning_of
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -26,6 +26,7 @@ __all__ = [
     "CONTROL_TIMEOUT_S",
     "UPLOAD_TIMEOUT_S",
     "Content",
+    "RedirectRefused",
     "Wire",
     "named_tier",
     "tier_refused",
@@ -49,6 +50,10 @@ T = TypeVar("T")
 
 # Nothing has left the machine when one of these is raised; aiohttp's are looked for first, see `_meaning`.
 _UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
+
+
+class RedirectRefused(Exception):
+    """A redirect leads to an address that is not encrypted; nothing was sent there."""
 
 
 def named_tier(body: bytes, value: str) -> bytes:
@@ -114,6 +119,14 @@ class Wire:
             "`base_url`."
         )
 
+    def _unverified(self) -> CredentialsRejected:
+        return CredentialsRejected(
+            f"The {self._dialect} provider at {self.host} wants the organization verified before it answers this "
+            "request; nothing was asked. Somebody with the right to must verify it in the provider's settings "
+            "(at OpenAI under Settings, Organization, General), which may take 15 minutes to count. Then run the flow "
+            "again, or choose a model that needs none."
+        )
+
     async def get(
         self, path: str, *, model: str | None = None, params: Mapping[str, str | int] | None = None
     ) -> httpx2.Response:
@@ -139,7 +152,7 @@ class Wire:
             length: Number of bytes of a streamed `content`.
 
         Raises:
-            CredentialsRejected: 401 or 403.
+            CredentialsRejected: 401 or 403, or the organisation has to be verified first.
             UnknownModel: The provider says that the model is not offered.
             CallFailed: Anything else.
         """
@@ -252,6 +265,8 @@ class Wire:
         reply = getattr(error, "response", None)
         if isinstance(reply, httpx2.Response):
             meaning = meaning_of(reply.status_code, dict(reply.headers), _body(reply))
+            if meaning.reason == ORGANIZATION_UNVERIFIED:
+                return self._unverified()
             looked_up = reply.status_code == 404 and reply.request.method == "GET"
             if model is not None and (looked_up or meaning.reason == MODEL_NOT_FOUND):
                 return self.unknown_model(model)
@@ -296,6 +311,8 @@ def _transport_meaning(error: BaseException) -> FailureMeaning | None:
     `ConnectError`, which both say "never sent". So aiohttp's own exception decides where there is one.
     """
     chain = _causes(error)
+    if any(isinstance(link, RedirectRefused) for link in chain):
+        return FailureMeaning(kind="connection", reason="insecure_redirect")
     names = {kind.__name__ for link in chain for kind in type(link).__mro__ if kind.__module__.startswith("aiohttp")}
     if names:
         if "ConnectionTimeoutError" in names:
@@ -306,9 +323,9 @@ def _transport_meaning(error: BaseException) -> FailureMeaning | None:
         return FailureMeaning(kind="connection", reason="connection", maybe_billed=not unsent)
     for link in chain:
         if isinstance(link, _UNSENT):
-            kind = "timeout" if isinstance(link, httpx2.TimeoutException) else "connection"
-            reason = "connect_timeout" if kind == "timeout" else "connection"
-            return FailureMeaning(kind=kind, reason=reason)
+            if isinstance(link, httpx2.TimeoutException):
+                return FailureMeaning(kind="timeout", reason="connect_timeout")
+            return FailureMeaning(kind="connection", reason="connection")
     for link in chain:
         if isinstance(link, httpx2.TimeoutException | TimeoutError):
             return FailureMeaning(kind="timeout", reason="timeout", maybe_billed=True)

@@ -54,6 +54,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     display_name: str
     released: datetime
     rates: dict[Tier, Rate]
+    service: str = "openai"
     surcharge: Surcharge | None = None
     shutdown: datetime | None = None
     endpoints: frozenset[Endpoint] = _TEXT
@@ -186,6 +187,31 @@ _LISTED = (
         endpoints=frozenset({Endpoint.VIDEOS}),
     ),
     Model(
+        id="openai/gpt-oss-20b",
+        dialect="openai",
+        display_name="GPT OSS 20B at Groq",
+        released=datetime(2025, 8, 5, tzinfo=UTC),
+        rates=_rates(".075/.0375/.3", ".0375/.0375/.15", ".075/.0375/.3"),
+        service="groq",
+    ),
+    Model(
+        id="llama-3.3-70b-versatile",
+        dialect="openai",
+        display_name="Llama 3.3 70B at Groq",
+        released=datetime(2024, 12, 6, tzinfo=UTC),
+        rates=_rates(".59/.59/.79", ".295/.295/.395", ".59/.59/.79"),
+        service="groq",
+    ),
+    # On a server of one's own, which bills nobody.
+    Model(
+        id="meta-llama/Llama-3.3-70B-Instruct",
+        dialect="openai",
+        display_name="Llama 3.3 70B",
+        released=datetime(2024, 12, 6, tzinfo=UTC),
+        rates=_rates("0/0/0", "0/0/0"),
+        service="vllm",
+    ),
+    Model(
         id="claude-opus-5-5",
         dialect="anthropic",
         display_name="Claude Opus 5.5",
@@ -213,16 +239,19 @@ MODELS: dict[str, Model] = {model.id: model for model in _LISTED}
 """Every model on the list, by id."""
 
 
-def find_model(dialect: str, name: object, *, alive_at: datetime | None = None) -> Model | None:
+def find_model(
+    dialect: str, name: object, *, service: str = "openai", alive_at: datetime | None = None
+) -> Model | None:
     """Return a dialect's model, or None where it is not offered.
 
     Args:
         dialect: Whose list to look at.
         name: The id as it was sent, whatever it is.
+        service: Which service OpenAI's dialect plays.
         alive_at: Instant at which it must not be shut down yet; None passes over shutdown dates.
     """
     model = MODELS.get(name) if isinstance(name, str) else None
-    if model is None or model.dialect != dialect:
+    if model is None or model.dialect != dialect or (dialect == "openai" and model.service != service):
         return None
     if alive_at is not None and model.shutdown is not None and alive_at >= model.shutdown:
         return None

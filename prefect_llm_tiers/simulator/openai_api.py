@@ -51,15 +51,23 @@ class OpenAIDialect:
             self._route("/v1/completions", self._completions, "POST"),
             self._route("/v1/moderations", self._moderations, "POST"),
             self._route("/v1/images/generations", self._images, "POST"),
-            self._route("/v1/files", self._files.upload, "POST"),
-            self._route("/v1/files/{id}", self._files.retrieve, "GET"),
-            self._route("/v1/files/{id}", self._files.delete, "DELETE"),
-            self._route("/v1/files/{id}/content", self._files.content, "GET"),
-            self._route("/v1/batches", self._create_batch, "POST"),
-            self._route("/v1/batches", self._list_batches, "GET"),
-            self._route("/v1/batches/{id}", self._retrieve_batch, "GET"),
-            self._route("/v1/batches/{id}/cancel", self._cancel_batch, "POST"),
+            self._route("/v1/files", self._batched(self._files.upload), "POST"),
+            self._route("/v1/files/{id}", self._batched(self._files.retrieve), "GET"),
+            self._route("/v1/files/{id}", self._batched(self._files.delete), "DELETE"),
+            self._route("/v1/files/{id}/content", self._batched(self._files.content), "GET"),
+            self._route("/v1/batches", self._batched(self._create_batch), "POST"),
+            self._route("/v1/batches", self._batched(self._list_batches), "GET"),
+            self._route("/v1/batches/{id}", self._batched(self._retrieve_batch), "GET"),
+            self._route("/v1/batches/{id}/cancel", self._batched(self._cancel_batch), "POST"),
         ]
+
+    def _batched(self, handler: Handler) -> Handler:
+        """Return the handler of a path that only a service with batches has."""
+
+        async def absent(_: Request) -> Response:
+            raise _no_such_path()
+
+        return handler if self._world.played.batches else absent
 
     def _route(self, path: str, handler: Handler, method: str) -> Route:
         return Route(path, self.guarded(handler), methods=[method])
@@ -75,8 +83,9 @@ class OpenAIDialect:
                 return BrokenReply()
             except Refused as refused:
                 response = json_response(refused.body, status=refused.status, headers=refused.headers)
-            response.headers["openai-organization"] = self._world.settings.organization
-            response.headers["openai-project"] = self._world.settings.project
+            if self._world.played.names_account:
+                response.headers["openai-organization"] = self._world.settings.organization
+                response.headers["openai-project"] = self._world.settings.project
             response.headers["openai-version"] = "2020-10-01"
             response.headers["x-request-id"] = self._world.new_id("req_")
             return response
@@ -111,7 +120,7 @@ class OpenAIDialect:
         except Limited as limited:
             raise self._limit_refusal(asked.model, limited) from None
         except CapacityRefused:
-            raise no_capacity() from None
+            raise no_capacity(world.played.capacity_status) from None
         except ProviderFailed:
             raise server_error() from None
         except Struck as struck:
@@ -148,6 +157,8 @@ class OpenAIDialect:
     async def retrieve_model(self, request: Request) -> Response:
         """Return one model."""
         self._world.books.models_calls += 1
+        if not self._world.played.model_pages:
+            raise _no_such_path()
         name = request.path_params["id"]
         model = self._world.model(DIALECT, name)
         if model is None:
@@ -251,6 +262,11 @@ def _check_key(request: Request) -> None:
         )
     if key.startswith("bad"):
         raise openai_error(401, "Incorrect API key provided: ***.", code="invalid_api_key")
+
+
+def _no_such_path() -> Refused:
+    """Return what a server says of a path that it does not have."""
+    return Refused(404, {"detail": "Not Found"}, {})
 
 
 def _not_json() -> Refused:

@@ -31,21 +31,6 @@ _CHAT_FIELDS = frozenset(
     ).split()
 )
 
-_TIERS = {
-    "auto": Tier.STANDARD,
-    "default": Tier.STANDARD,
-    "scale": Tier.STANDARD,
-    "flex": Tier.FLEX,
-    "priority": Tier.PRIORITY,
-    "fast": Tier.PRIORITY,
-}
-_SERVED_AS = {
-    Tier.STANDARD: "default",
-    Tier.FLEX: "flex",
-    Tier.PRIORITY: "priority",
-    Tier.BATCH: "default",
-}
-
 
 def read_text_request(
     world: World, endpoint: Endpoint, body: Any, *, batched: bool = False, custom_id: str | None = None
@@ -130,11 +115,20 @@ def _tier(world: World, asked: Any, model: str, *, batched: bool) -> Tier:
         return Tier.BATCH
     if asked is None:
         return Tier.STANDARD
-    tier = _TIERS.get(asked) if isinstance(asked, str) else None
-    if tier is None:
+    known = world.played.tiers
+    if not known:
         raise openai_error(
             400,
-            f"Invalid value: '{asked}'. Supported values are: 'auto', 'default', 'flex', and 'priority'.",
+            "Unrecognized request argument supplied: service_tier",
+            param="service_tier",
+            code="unknown_parameter",
+        )
+    tier = known.get(asked) if isinstance(asked, str) else None
+    if tier is None:
+        supported = ", ".join(f"'{name}'" for name in known)
+        raise openai_error(
+            400,
+            f"Invalid value: '{asked}'. Supported values are: {supported}.",
             param="service_tier",
             code="invalid_value",
         )
@@ -248,7 +242,7 @@ def _response(world: World, asked: AskedRequest, composed: Composed, created: in
         "parallel_tool_calls": True,
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
-        "service_tier": _SERVED_AS[asked.tier],
+        "service_tier": world.played.served.get(asked.tier),
         "store": body.get("store", True),
         "temperature": body.get("temperature", 1.0),
         "text": body.get("text") or {"format": {"type": "text"}},
@@ -292,6 +286,6 @@ def _chat_completion(world: World, asked: AskedRequest, composed: Composed, crea
             "prompt_tokens_details": {"cached_tokens": composed.cached_tokens, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
         },
-        "service_tier": _SERVED_AS[asked.tier],
+        "service_tier": world.played.served.get(asked.tier),
         "system_fingerprint": None,
     }

@@ -27,15 +27,20 @@ def refusal(fault: str, status: int, retry_after_s: float) -> Refused:
         case "live_capacity":
             return no_capacity()
         case "live_498":
-            message = "Flex tier capacity exceeded. Please try again later."
-            return openai_error(status, message, code="capacity_exceeded", kind="capacity_exceeded")
+            return no_capacity(status)
         case _:
             message = "The server is overloaded or not ready yet. Try again later."
             return openai_error(status, message, kind="server_error")
 
 
-def no_capacity() -> Refused:
-    """Word flex's refusal for want of room."""
+_GROQS_OWN = 498
+
+
+def no_capacity(status: int = 429) -> Refused:
+    """Word flex's refusal for want of room: OpenAI's 429, or Groq's 498."""
+    if status == _GROQS_OWN:
+        message = "Flex tier capacity exceeded. Please try again later."
+        return openai_error(status, message, code="capacity_exceeded", kind="capacity_exceeded")
     return openai_error(
         429,
         "Resource Unavailable: flex processing has no capacity for this request right now. You were not charged.",

@@ -97,6 +97,8 @@ class WorldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         seed: Changes every draw.
+        service: Which service OpenAI's dialect plays; each has models of its own. `groq` names tiers otherwise and says
+            498 where flex has no room; `vllm` refuses `service_tier` and has no batches. Neither names the account.
         organization: What the account is called in response headers.
         project: The OpenAI project in response headers.
         batch: Completion law of batches.
@@ -127,6 +129,7 @@ class WorldSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     seed: int = 0
+    service: Literal["openai", "groq", "vllm"] = "openai"
     organization: str = "org-simulated"
     project: str = "proj_simulated"
 

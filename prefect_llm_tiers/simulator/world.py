@@ -16,6 +16,7 @@ from prefect_llm_tiers.simulator.book import Model, find_model
 from prefect_llm_tiers.simulator.draws import Draws
 from prefect_llm_tiers.simulator.live_calls import LiveCalls, Served
 from prefect_llm_tiers.simulator.lives import BatchLife, End, draw_duration_s, draw_progress
+from prefect_llm_tiers.simulator.services import PLAYED, Played
 from prefect_llm_tiers.simulator.settings import WorldSettings
 
 __all__ = ["World"]
@@ -66,7 +67,13 @@ class World:
 
     def model(self, dialect: str, name: object) -> Model | None:
         """Return a model that a dialect offers now."""
-        return find_model(dialect, name, alive_at=self.clock.now() if self.settings.enforce_shutdown else None)
+        alive_at = self.clock.now() if self.settings.enforce_shutdown else None
+        return find_model(dialect, name, service=self.settings.service, alive_at=alive_at)
+
+    @property
+    def played(self) -> Played:
+        """What the service that OpenAI's dialect plays does in its own way."""
+        return PLAYED[self.settings.service]
 
     async def ask(self, asked: AskedRequest) -> Served:
         """Answer a live call after its latency; see `LiveCalls.ask`."""

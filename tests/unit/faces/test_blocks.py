@@ -114,3 +114,49 @@ def test_the_bound_on_enqueued_tokens_is_told_where_there_is_one() -> None:
     assert AnthropicProvider(api_key=SecretStr("k")).most_enqueued is None
     with pytest.raises(ValidationError):
         OpenAIProvider(api_key=SecretStr("k"), enqueued_tokens=0)
+
+
+@pytest.mark.parametrize("block", [OpenAIProvider, AnthropicProvider])
+@pytest.mark.parametrize(
+    ("base_url", "cause"),
+    [
+        ("http://llm.example.com/v1", "send the key in the clear"),
+        ("http://10.0.0.7:8000", "send the key in the clear"),
+        ("llm.example.com/v1", r"no http\(s\) URL"),
+        ("https://me:hush@llm.example.com", "user name or password"),
+    ],
+)
+def test_an_address_that_would_give_the_key_away_is_refused(block: type[Block], base_url: str, cause: str) -> None:
+    """A block takes https, or http to this machine itself; the error says why, and repeats neither key nor password."""
+    with pytest.raises(ValidationError, match=cause) as caught:
+        block(api_key=SecretStr("sk-secret"), base_url=base_url)
+    assert "sk-secret" not in str(caught.value)
+    assert "hush" not in str(caught.value)
+    for local in (
+        "http://localhost:8000/x",
+        "http://127.0.0.1:8000/x",
+        "http://[::1]:8000/x",
+        "https://llm.example.com/x",
+    ):
+        assert block(api_key=SecretStr("sk-secret"), base_url=local)
+
+
+@pytest.mark.parametrize(
+    ("fields", "service"),
+    [
+        ({}, "openai"),
+        ({"base_url": "https://api.groq.com/openai/v1"}, "groq"),
+        ({"base_url": "http://localhost:8000/v1"}, "gateway"),
+        ({"base_url": "http://localhost:8000/v1", "service": "vllm"}, "vllm"),
+        ({"base_url": "https://llm.example.com/v1", "service": "openai"}, "openai"),
+    ],
+)
+def test_a_block_says_which_service_answers(fields: dict[str, Any], service: str) -> None:
+    """What the block names goes before what the host tells."""
+    assert OpenAIProvider(api_key=SecretStr("k"), **fields).answering().name == service
+
+
+def test_a_service_that_there_is_not_is_refused() -> None:
+    """A slip in the name is told with the names there are."""
+    with pytest.raises(ValidationError, match="groq"):
+        OpenAIProvider(api_key=SecretStr("k"), service="grok")  # type: ignore[arg-type]

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND, clean_code, meaning_of, retry_after_s
+from prefect_llm_tiers.providers.error_bodies import clean_code
+from prefect_llm_tiers.providers.meanings import MODEL_NOT_FOUND, meaning_of
+from prefect_llm_tiers.providers.retry_after import retry_after_s
 
 
 def openai(message: str = "", *, code: str | None = None, kind: str | None = None, param: str | None = None) -> bytes:
@@ -68,7 +70,7 @@ TABLE: list[tuple[int, bytes, str, str]] = [
         400,
         anthropic("invalid_request_error", "Your credit balance is too low"),
         "quota",
-        "invalid_request_error",
+        "insufficient_quota",
     ),
     (403, openai("insufficient_quota: top up"), "quota", "insufficient_quota"),
     # The tier.

@@ -53,10 +53,10 @@ def test_a_provider_is_opened_in_its_loop(dialect: Dialect) -> None:
 @pytest.mark.parametrize(
     ("base_url", "cause"),
     [
-        ("http://api.example.com/v1", "travel in clear"),
-        ("http://10.0.0.7:8000/v1", "travel in clear"),
-        ("http://localhost.example.com/v1", "travel in clear"),
-        ("http://[2001:db8::1]/v1", "travel in clear"),
+        ("http://api.example.com/v1", "send the key in the clear"),
+        ("http://10.0.0.7:8000/v1", "send the key in the clear"),
+        ("http://localhost.example.com/v1", "send the key in the clear"),
+        ("http://[2001:db8::1]/v1", "send the key in the clear"),
         ("ftp://api.example.com/v1", "no http"),
         ("api.example.com/v1", "no http"),
         ("https://", "no http"),
