@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         OpenAIProvider,
         SimulatedProvider,
     )
+    from prefect_llm_tiers.calls import Complete, complete
     from prefect_llm_tiers.chain import Chain, by
     from prefect_llm_tiers.core.tiers import Tier
     from prefect_llm_tiers.errors import (
         AccountChanged,
+        AnswerRefused,
         ColumnExists,
         ConfigurationError,
         CredentialsRejected,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         LedgerUnusable,
         LLMTiersError,
         MissingColumns,
+        NoAnswer,
         PlanError,
         ProviderError,
         ProviderUnavailable,
@@ -54,12 +57,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccountChanged",
+    "AnswerRefused",
     "AnthropicProvider",
     "BatchAnswer",
     "BatchCounts",
     "BatchTicket",
     "Chain",
     "ColumnExists",
+    "Complete",
     "ConfigurationError",
     "CredentialsRejected",
     "DeadlineInfeasible",
@@ -74,6 +79,7 @@ __all__ = [
     "LedgerError",
     "LedgerUnusable",
     "MissingColumns",
+    "NoAnswer",
     "OpenAIProvider",
     "PlanError",
     "ProviderError",
@@ -91,6 +97,7 @@ __all__ = [
     "__version__",
     "by",
     "collect_batch",
+    "complete",
     "llm_step",
     "submit_batch",
     "wait_for_batch",
@@ -102,6 +109,7 @@ _HOMES = {
     "BatchCounts": "tickets",
     "BatchTicket": "tickets",
     "Chain": "chain",
+    "Complete": "calls",
     "LLMStep": "step",
     "LedgerDatabase": "blocks",
     "OpenAIProvider": "blocks",
@@ -109,6 +117,7 @@ _HOMES = {
     "Tier": "core.tiers",
     "by": "chain",
     "collect_batch": "tasks",
+    "complete": "calls",
     "llm_step": "step",
     "submit_batch": "tasks",
     "wait_for_batch": "tasks",

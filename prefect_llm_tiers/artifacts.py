@@ -30,7 +30,15 @@ from prefect_llm_tiers.engine.system import SystemClock
 from prefect_llm_tiers.engine.watching import Progress
 from prefect_llm_tiers.planning.plan import Plan, show_instant, show_span, show_usd
 
-__all__ = ["RunWatcher", "SilentWatcher", "artifact_key", "plan_markdown", "savings_line", "savings_markdown"]
+__all__ = [
+    "CallWatcher",
+    "RunWatcher",
+    "SilentWatcher",
+    "artifact_key",
+    "plan_markdown",
+    "savings_line",
+    "savings_markdown",
+]
 
 UPDATE_EVERY = timedelta(seconds=1)
 
@@ -176,6 +184,20 @@ class RunWatcher:
             self._log.warning("Prefect could not show this step's page (%s); the work goes on.", type(error).__name__)
             return False
         return True
+
+
+class CallWatcher(RunWatcher):
+    """Shows a single call: its plan, which marks that it began, and what it came to, in the log.
+
+    A page of its progress and another of its savings would tell no more.
+    """
+
+    def progressed(self, progress: Progress) -> None:
+        """Say nothing: it is done or it is not."""
+
+    def finished(self, report: StepReport, *, unasked: Mapping[str, int]) -> None:
+        """Log the account."""
+        self._log.info("%s", savings_line(report))
 
 
 class SilentWatcher:

@@ -28,6 +28,8 @@ LLMTiersError
 │   ├── IllegalTransition       a state change that the lifecycle forbids, or that came too late
 │   └── LeaseLost               another process decides now
 ├── SubmissionUnknown           a batch may or may not have been submitted
+├── NoAnswer                    a single call came back without an answer
+│   └── AnswerRefused           the model, or the provider's policy, declined
 └── RowsFailed                  more rows failed than `max_failed` allows
 ```
 """
@@ -36,6 +38,7 @@ from collections.abc import Mapping
 
 __all__ = [
     "AccountChanged",
+    "AnswerRefused",
     "ColumnExists",
     "ConfigurationError",
     "CredentialsRejected",
@@ -49,6 +52,7 @@ __all__ = [
     "LedgerError",
     "LedgerUnusable",
     "MissingColumns",
+    "NoAnswer",
     "PlanError",
     "ProviderError",
     "ProviderUnavailable",
@@ -169,6 +173,26 @@ class LeaseLost(LedgerError):
 
 class SubmissionUnknown(LLMTiersError):
     """A batch may have been submitted and the provider cannot say; nothing was sent in its place."""
+
+
+class NoAnswer(LLMTiersError):
+    """A single call came back without an answer that can be used; what was paid for is in the ledger.
+
+    Attributes:
+        reason: Why, as `length` or `unparsable: missing at topic`.
+    """
+
+    def __init__(self, message: str, reason: str = "unknown") -> None:
+        super().__init__(message, reason)
+        self.message = message
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class AnswerRefused(NoAnswer):
+    """The model, or the provider's policy, declined; asking again gives the same."""
 
 
 class RowsFailed(LLMTiersError):

@@ -16,20 +16,19 @@ found in the batch that carries them, and nothing is paid for twice. Neither pro
 API, and none of the three caches or persists through Prefect unless told to: the ledger is what remembers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal, Self, cast
 
-import msgspec
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from pydantic import BaseModel
 
 from prefect_llm_tiers.blocks import LedgerDatabase, ProviderBlock
 from prefect_llm_tiers.carrying.collecting import collect, wait
 from prefect_llm_tiers.carrying.identity import next_run_key, run_scope
+from prefect_llm_tiers.carrying.prompts import Prompt, held, released
 from prefect_llm_tiers.carrying.submitting import Asked, submit
 from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.due import By
@@ -38,19 +37,10 @@ from prefect_llm_tiers.tickets import BatchAnswer, BatchCounts, BatchTicket
 
 __all__ = ["SubmitBatch", "collect_batch", "submit_batch", "wait_for_batch"]
 
-Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
-"""A text, messages with `role` and `content`, or the body of a request to a raw endpoint."""
 
-
-class _Prompts(msgspec.Struct, frozen=True):
-    """Prompts as one plain value: Prefect would look through a list for futures, a second per 100,000 messages."""
-
-    values: Iterable[Prompt]
-
-
-def _carrier(prompts: "_Prompts | Iterable[Prompt]", asked: Asked) -> BatchTicket:
+def _carrier(prompts: Any, asked: Asked) -> BatchTicket:
     """Submit prompts in batches; what Prefect runs."""
-    return submit(prompts.values if isinstance(prompts, _Prompts) else prompts, asked)
+    return submit(released(prompts), asked)
 
 
 class SubmitBatch(Task[..., BatchTicket]):
@@ -122,14 +112,14 @@ class SubmitBatch(Task[..., BatchTicket]):
             run_key=run_key,
         )
         run = cast("Any", super().__call__)
-        return cast("BatchTicket", run(_wrapped(prompts), asked, return_state=return_state, wait_for=wait_for))
+        return cast("BatchTicket", run(held(prompts), asked, return_state=return_state, wait_for=wait_for))
 
     def submit(  # type: ignore[override]
         self, prompts: Iterable[Prompt], *, return_state: bool = False, wait_for: Any = None, **asking: Any
     ) -> "PrefectFuture[BatchTicket]":
         """Do what calling does on the flow's task runner; return a future."""
         run = cast("Any", super().submit)
-        future = run(_wrapped(prompts), self._asked(**asking), return_state=return_state, wait_for=wait_for)
+        future = run(held(prompts), self._asked(**asking), return_state=return_state, wait_for=wait_for)
         return cast("PrefectFuture[BatchTicket]", future)
 
     def map(self, *_: Any, **__: Any) -> Any:
@@ -160,14 +150,6 @@ class SubmitBatch(Task[..., BatchTicket]):
             provider=provider, model=model, options=dict(options or {}), tiers=(Tier.BATCH,), **others
         )
         return Asked(scope=run_scope(), run_key=next_run_key(self.name, run_key), step=self.name, options=step_options)
-
-
-def _wrapped(prompts: Any) -> Any:
-    """Return prompts as a value that Prefect does not look into, unless futures are among them."""
-    awaited = isinstance(prompts, PrefectFuture | State) or (
-        isinstance(prompts, list | tuple) and any(isinstance(prompt, PrefectFuture | State) for prompt in prompts)
-    )
-    return prompts if awaited else _Prompts(prompts)
 
 
 submit_batch = SubmitBatch(_carrier, name="submit_batch", cache_policy=NO_CACHE, persist_result=False)

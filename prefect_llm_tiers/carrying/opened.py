@@ -54,6 +54,7 @@ def run_opened(
     name: str,
     scope: str | None,
     keep_batches: bool | None,
+    watcher: type[RunWatcher] = RunWatcher,
 ) -> T:
     """Run a piece of work with a provider, and return what it does.
 
@@ -66,12 +67,13 @@ def run_opened(
         name: Stable name of the work on the clock.
         scope: The run it belongs to; None outside any.
         keep_batches: See `StepOptions`.
+        watcher: How the work is shown in Prefect.
 
     Raises:
         LLMTiersError: See `errors`.
     """
     clock = block.clock()
-    with RunWatcher(step) as watcher:
+    with watcher(step) as watching:
 
         async def main(stop: Stop) -> T:
             stop.bind()
@@ -84,10 +86,10 @@ def run_opened(
                     clock=clock,
                     # Jitter, not a secret; seeded, so that a run can be played again.
                     chance=random.Random(name),  # noqa: S311
-                    watcher=watcher,
+                    watcher=watching,
                     owner=process_owner(),
                 )
-                return await work(Opened(ports=ports, account=account, watcher=watcher, stop=stop, scope=scope))
+                return await work(Opened(ports=ports, account=account, watcher=watching, stop=stop, scope=scope))
             finally:
                 await provider.aclose()
 

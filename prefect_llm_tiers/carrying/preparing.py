@@ -17,6 +17,7 @@ from prefect_llm_tiers.core.runs import step_run_id
 from prefect_llm_tiers.due import resolved_due
 from prefect_llm_tiers.engine.forecast import BYTES_PER_TOKEN
 from prefect_llm_tiers.engine.job import Job, LaterStep, Ports
+from prefect_llm_tiers.engine.offered import still_offered
 from prefect_llm_tiers.engine.spool import Spool
 from prefect_llm_tiers.engine.watching import Watcher
 from prefect_llm_tiers.options import Terms, terms_of
@@ -205,7 +206,9 @@ def _job(
         endpoint=terms.endpoint,
         account=account,
         capabilities=terms.capabilities,
-        tiers=terms.tiers,
+        tiers=still_offered(
+            terms.tiers, flow_run_id=scope, account=account, model=options.model, endpoint=terms.endpoint
+        ),
         spool=spool,
         rows=frame.height,
         # A span counts from now: the moment the step's input is ready.

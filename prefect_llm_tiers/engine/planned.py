@@ -12,6 +12,7 @@ from prefect_llm_tiers.crash_points import crash_point
 from prefect_llm_tiers.engine.beliefs import Beliefs
 from prefect_llm_tiers.engine.forecast import problem_of
 from prefect_llm_tiers.engine.job import Job, Ports
+from prefect_llm_tiers.engine.offered import learn_unsupported
 from prefect_llm_tiers.engine.standing import Survey
 from prefect_llm_tiers.engine.waves import met_ceiling
 from prefect_llm_tiers.errors import RequestRejected
@@ -94,9 +95,14 @@ class StoredPlan:
         Raises:
             RequestRejected: No other tier is allowed.
         """
-        self._ports.watcher.noticed(
-            f"The provider does not offer {tier} for model {self._job.model!r}; it is not asked for again in this run."
+        job = self._job
+        news = learn_unsupported(
+            tier, flow_run_id=job.flow_run_id, account=job.account, model=job.model, endpoint=job.endpoint
         )
+        if news:
+            self._ports.watcher.noticed(
+                f"The provider does not offer {tier} for model {job.model!r}; it is not asked for again in this run."
+            )
 
         def restrict(step: StepPlan) -> StepPlan:
             sure = tuple((name, law) for name, law in step.sure if name is not tier)

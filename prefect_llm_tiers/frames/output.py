@@ -1,6 +1,6 @@
 """What an answer becomes: text, or the fields of a pydantic model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -10,7 +10,7 @@ from pydantic.errors import PydanticUserError
 
 from prefect_llm_tiers.errors import SchemaUnsupported
 
-__all__ = ["Output", "PlainType", "TextOutput", "output_of"]
+__all__ = ["Output", "Parser", "PlainType", "TextOutput", "output_of"]
 
 _PLAIN: Mapping[str, type[pl.DataType]] = {
     "string": pl.String,
@@ -50,6 +50,66 @@ class TextOutput:
         return pl.concat(parts)
 
 
+class Parser:
+    """Reads answers as instances of a pydantic model, and says what does not fit without a word of the answer.
+
+    Raises:
+        SchemaUnsupported: The model has no JSON schema.
+    """
+
+    def __init__(self, model: type[BaseModel]) -> None:
+        self._model = model
+        self._names: set[str] = set()
+        for by_alias in (True, False):
+            self._names |= set(_field_names(json_schema(model, by_alias=by_alias)))
+
+    def parse(self, text: str) -> tuple[BaseModel | None, str | None]:
+        """Return the answer as an instance, or None and the kind and place of what does not fit.
+
+        Validators are the user's: whatever they raise means that this answer is of no use.
+        """
+        try:
+            return self._model.model_validate_json(text), None
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_context=False, include_url=False)[0]
+            return None, f"unparsable: {first['type']}{self.place(first['loc'])}"
+        except Exception as error:  # noqa: BLE001 (user code: the reason is recorded, its text may be the answer's)
+            return None, f"unparsable: {type(error).__name__} in {self._model.__name__}"
+
+    def accept(self, text: str) -> str | None:
+        """Return None for an answer that can be used, else why it cannot."""
+        return self.parse(text)[1]
+
+    def place(self, path: Iterable[int | str]) -> str:
+        """Return where in the model something is, as ` at items.0.name`; a key that is no field's is left out."""
+        # It would be the answer's own words.
+        known = [str(part) for part in path if isinstance(part, int) or part in self._names]
+        return f" at {'.'.join(known)}" if known else ""
+
+
+def json_schema(model: type[BaseModel], *, by_alias: bool) -> dict[str, Any]:
+    """Return a model's JSON schema as its instances are written out. Raises `SchemaUnsupported`."""
+    try:
+        return model.model_json_schema(mode="serialization", by_alias=by_alias)
+    except PydanticUserError as error:
+        msg = (
+            f"{model.__name__} has no JSON schema ({error.code}). Use fields of types that JSON can carry, or "
+            "declare the field `str` and parse it."
+        )
+        raise SchemaUnsupported(msg) from None
+
+
+def _field_names(schema: Any) -> Iterator[str]:
+    """Yield the names of all fields that stand in a schema, of whatever depth."""
+    if isinstance(schema, dict):
+        properties = schema.get("properties")
+        if isinstance(properties, dict):
+            yield from properties
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for part in inner:
+        yield from _field_names(part)
+
+
 class Output(TextOutput):
     """Reads answers as instances of a pydantic model.
 
@@ -62,39 +122,23 @@ class Output(TextOutput):
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
-        try:
-            schema = model.model_json_schema(mode="serialization", by_alias=False)
-        except PydanticUserError as error:
-            msg = (
-                f"{model.__name__} has no JSON schema ({error.code}). Use fields of types that JSON can carry, or "
-                "declare the field `str` and parse it."
-            )
-            raise SchemaUnsupported(msg) from None
-        columns = _Columns(schema)
-        self.dtype = columns.of_schema(schema, model.__name__)
-        self._names = columns.names | set(_aliases(model))
+        self._parser = Parser(model)
+        schema = json_schema(model, by_alias=False)
+        self.dtype = _Columns(schema).of_schema(schema, model.__name__)
 
     def read(self, text: str) -> tuple[Any, str | None]:
-        """Return the answer as a dict, or None and the kind and place of what does not fit.
-
-        Validators are the user's: whatever they raise means that this answer is of no use.
-        """
+        """Return the answer as a dict, or None and the kind and place of what does not fit."""
+        instance, reason = self._parser.parse(text)
+        if instance is None:
+            return None, reason
         try:
-            value = self._model.model_validate_json(text).model_dump(mode="json", by_alias=False)
-        except ValidationError as error:
-            first = error.errors(include_input=False, include_context=False, include_url=False)[0]
-            return None, f"unparsable: {first['type']}{self._place(first['loc'])}"
-        except Exception as error:  # noqa: BLE001 (user code: the reason is recorded, its text may be the answer's)
+            value = instance.model_dump(mode="json", by_alias=False)
+        except Exception as error:  # noqa: BLE001 (a user's serializer: as above)
             return None, f"unparsable: {type(error).__name__} in {self._model.__name__}"
         misfit = _misfit(value, self.dtype, ())
         if misfit is not None:
-            return None, f"unparsable: no {misfit[1]}{self._place(misfit[0])}"
+            return None, f"unparsable: no {misfit[1]}{self._parser.place(misfit[0])}"
         return value, None
-
-    def _place(self, path: Iterable[int | str]) -> str:
-        # A key that is no field of the model's is the answer's own words.
-        known = [str(part) for part in path if isinstance(part, int) or part in self._names]
-        return f" at {'.'.join(known)}" if known else ""
 
 
 def output_of(model: type[BaseModel] | None) -> TextOutput:
@@ -107,16 +151,11 @@ def output_of(model: type[BaseModel] | None) -> TextOutput:
 
 
 class _Columns:
-    """Turns a model's JSON schema, as it is written out, into polars types.
-
-    Attributes:
-        names: The fields met on the way.
-    """
+    """Turns a model's JSON schema, as it is written out, into polars types."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
         self._open: list[str] = []
-        self.names: set[str] = set()
 
     def of_schema(self, schema: dict[str, Any], where: str) -> PlainType:
         """Return the type of a schema; `where` is the path of the field, for the error."""
@@ -134,7 +173,6 @@ class _Columns:
             case "array":
                 return pl.List(self._of_items(schema, where))
             case "object" if schema.get("properties") and not schema.get("additionalProperties"):
-                self.names |= set(schema["properties"])
                 return pl.Struct(
                     {name: self.of_schema(inner, f"{where}.{name}") for name, inner in schema["properties"].items()}
                 )
@@ -209,9 +247,3 @@ def _misfit(value: Any, dtype: PlainType, path: tuple[int | str, ...]) -> tuple[
     names = {pl.String: "text", pl.Boolean: "boolean", pl.Int64: "64-bit integer", pl.Float64: "number"}
     kind = next(kind for kind in fits if dtype == kind)
     return None if fits[kind] else (path, names[kind])
-
-
-def _aliases(model: type[BaseModel]) -> Iterable[str]:
-    """Return the names under which answers may give this model's own fields."""
-    for field in model.model_fields.values():
-        yield from (name for name in (field.alias, field.validation_alias) if isinstance(name, str))

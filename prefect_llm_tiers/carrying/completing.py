@@ -1,0 +1,152 @@
+"""The work of `complete`: one call, over the same engine and ledger as a step's."""
+
+from datetime import timedelta
+from typing import Any
+
+from prefect_llm_tiers.artifacts import CallWatcher
+from prefect_llm_tiers.blocks import load_ledger
+from prefect_llm_tiers.carrying.identity import process_owner
+from prefect_llm_tiers.carrying.opened import Opened, run_opened
+from prefect_llm_tiers.carrying.remembering import begin
+from prefect_llm_tiers.carrying.submitting import Asked
+from prefect_llm_tiers.carrying.waiting import wait_until_done
+from prefect_llm_tiers.core.requests import Endpoint, request_keys
+from prefect_llm_tiers.core.runs import Answer, RequestState, step_run_id
+from prefect_llm_tiers.due import resolved_due
+from prefect_llm_tiers.engine.job import Job
+from prefect_llm_tiers.engine.offered import still_offered
+from prefect_llm_tiers.engine.reporting import report_of
+from prefect_llm_tiers.engine.runner import Done, Runner
+from prefect_llm_tiers.engine.spool import Spool
+from prefect_llm_tiers.errors import AnswerRefused, ConfigurationError, InputError, NoAnswer
+from prefect_llm_tiers.options import StepOptions, Terms, terms_of
+
+__all__ = ["complete_one"]
+
+
+def complete_one(prompt: Any, asked: Asked) -> Any:
+    """Ask one prompt, and return the text of the answer or the model's instance.
+
+    Raises:
+        NoAnswer: None came that can be used.
+        LLMTiersError: See `errors`.
+    """
+    from prefect_llm_tiers.frames.output import Parser
+
+    options = asked.options
+    terms = terms_of(options, asked.step)
+    if terms.endpoint is Endpoint.EMBEDDINGS:
+        msg = f"{asked.step} returns a text, and {terms.endpoint} answers with vectors. Embed with a step."
+        raise ConfigurationError(msg)
+    parser = Parser(options.output) if options.output is not None else None
+    body = _body(prompt, options, terms)
+
+    async def completed(opened: Opened) -> Answer | None:
+        key = request_keys([body], account=opened.account, endpoint=terms.endpoint)
+        with Spool() as spool:
+            spool.extend(key, [body])
+            spool.seal()
+            job = _job(asked, terms, spool, opened, accept=parser.accept if parser is not None else _anything)
+            ports, watcher = opened.ports, opened.watcher
+            begin(watcher, ports, step_run_id=job.id, step=asked.step, flow_run_id=asked.scope)
+            async with opened.withdrawing():
+                runner = Runner(job, ports)
+                runner.enter()
+                try:
+                    done = await wait_until_done(runner, ports.clock)
+                finally:
+                    # Also where the call ends with an error: what was paid by then is told.
+                    if (report := report_of(ports.ledger, job.id)) is not None:
+                        watcher.finished(report, unasked={})
+            return _checked(ports.ledger.answers([key.decode()], step_run_id=job.id)[0], done, asked.step)
+
+    answer = run_opened(
+        completed,
+        block=terms.block,
+        ledger=load_ledger(options.ledger),
+        model=options.model,
+        step=asked.step,
+        name=f"{asked.step}/{asked.run_key}",
+        scope=asked.scope,
+        keep_batches=options.keep_batches,
+        watcher=CallWatcher,
+    )
+    text = answer.text if answer is not None and answer.text is not None else ""
+    return parser.parse(text)[0] if parser is not None else text
+
+
+def _anything(_: str) -> None:
+    """Take every text."""
+
+
+def _body(prompt: Any, options: StepOptions, terms: Terms) -> bytes:
+    from prefect_llm_tiers.providers.bodies import BodyEncoder
+
+    encoder = BodyEncoder(
+        terms.endpoint,
+        model=options.model,
+        max_output_tokens=options.max_output_tokens,
+        output=terms.schema(options.output),
+        system=options.system,
+        options=options.options,
+    )
+    try:
+        return encoder.encode(prompt)
+    except (TypeError, ValueError) as error:
+        msg = (
+            f"The prompt holds something that JSON cannot express ({type(error).__name__}). Nothing was sent. Correct "
+            "it; an image goes as a part of a message."
+        )
+        raise InputError(msg) from None
+
+
+def _job(asked: Asked, terms: Terms, spool: Spool, opened: Opened, *, accept: Any) -> Job:
+    options, clock = asked.options, opened.ports.clock
+    scope = asked.scope or process_owner()
+    deadline = options.deadline
+    return Job(
+        id=step_run_id(scope, asked.step, asked.run_key),
+        flow_run_id=scope,
+        step=asked.step,
+        model=options.model,
+        endpoint=terms.endpoint,
+        account=opened.account,
+        capabilities=terms.capabilities,
+        tiers=still_offered(
+            terms.tiers, flow_run_id=scope, account=opened.account, model=options.model, endpoint=terms.endpoint
+        ),
+        spool=spool,
+        rows=1,
+        # A span counts from now: the moment the call begins.
+        deadline=clock.now() + deadline if isinstance(deadline, timedelta) else resolved_due(deadline, clock),
+        on_time=options.on_time,
+        infeasible=options.infeasible,
+        on_miss=options.on_miss,
+        on_input_change=options.on_input_change,
+        max_attempts=options.max_attempts,
+        reuse_for=options.reuse_for,
+        min_saving_usd=options.min_saving_usd,
+        rate=terms.block.rate(),
+        output_tokens=options.output_tokens,
+        enqueued_tokens=terms.block.most_enqueued,
+        accept=accept,
+    )
+
+
+def _checked(answer: Answer | None, done: Done, step: str) -> Answer | None:
+    """Return an answer that can be used, and raise what came in its place; in no case a word of what was said."""
+    if answer is not None and answer.state is RequestState.ANSWERED:
+        return answer
+    reason = (answer.reason if answer is not None else None) or next(iter(done.reasons), "unknown")
+    if answer is not None and answer.state is RequestState.REFUSED:
+        msg = (
+            f"{step}: the request was refused ({reason}). The refusal is kept, and asking the same again gives the "
+            "same. Ask in other words."
+        )
+        raise AnswerRefused(msg, reason)
+    if reason in done.permanent:
+        advice = "The provider says the same to the same request: correct the prompt or the options."
+    else:
+        advice = "What was paid for is in the ledger. Run the flow again to ask once more."
+    msg = f"{step}: no answer came that can be used ({reason}). {advice}"
+    raise NoAnswer(msg, reason)
