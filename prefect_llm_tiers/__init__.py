@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from prefect_llm_tiers.calls import Complete, complete
     from prefect_llm_tiers.chain import Chain, by
+    from prefect_llm_tiers.core.images import Image
     from prefect_llm_tiers.core.tiers import Tier
     from prefect_llm_tiers.errors import (
         AccountChanged,
@@ -70,6 +71,7 @@ __all__ = [
     "DeadlineInfeasible",
     "DeadlineMissed",
     "IllegalTransition",
+    "Image",
     "InputChanged",
     "InputError",
     "LLMStep",
@@ -110,6 +112,7 @@ _HOMES = {
     "BatchTicket": "tickets",
     "Chain": "chain",
     "Complete": "calls",
+    "Image": "core.images",
     "LLMStep": "step",
     "LedgerDatabase": "blocks",
     "OpenAIProvider": "blocks",

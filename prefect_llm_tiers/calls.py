@@ -147,7 +147,7 @@ class Complete(Task[..., Any]):
         return await asyncio.to_thread(run, held(prompt), asked, return_state=return_state, wait_for=wait_for)
 
     def submit(  # type: ignore[override]
-        self, prompt: Prompt, *, return_state: bool = False, wait_for: Any = None, **asking: Any
+        self, prompt: "Prompt | PrefectFuture[Any]", *, return_state: bool = False, wait_for: Any = None, **asking: Any
     ) -> "PrefectFuture[Any]":
         """Do what calling does on the flow's task runner; return a future."""
         run = cast("Any", super().submit)

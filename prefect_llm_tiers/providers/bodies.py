@@ -13,12 +13,13 @@ import orjson
 
 from prefect_llm_tiers.core.requests import Endpoint, canonical_json
 from prefect_llm_tiers.errors import ConfigurationError, InputError
+from prefect_llm_tiers.providers.parts import content_of
 from prefect_llm_tiers.providers.schemas import OutputSchema
 
 __all__ = ["LONG_ANSWER_TOKENS", "BodyEncoder", "Prompt", "build_body", "long_answer_note"]
 
 Prompt = str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
-"""What a prompt function returns: a text, messages with `role` and `content`, or a request's body."""
+"""A text, messages with `role` and `content`, or a request's body."""
 
 LONG_ANSWER_TOKENS = 21_333
 """Above this many output tokens Anthropic's SDK expects an answer to take over ten minutes."""
@@ -89,7 +90,7 @@ def build_body(
         own = _own_body(endpoint, prompt, model=model, system=system)
         settings = _settings(endpoint, max_output_tokens=max_output_tokens, output=output, system=system)
         return _complete(endpoint, {"model": model, **_merged(settings, extra), **own})
-    messages = _messages(prompt)
+    messages = _messages(prompt, endpoint)
     body: dict[str, Any] = {"model": model}
     body |= _settings(endpoint, max_output_tokens=max_output_tokens, output=output, system=system)
     match endpoint:
@@ -100,19 +101,19 @@ def build_body(
             body["messages"] = head + messages
         case Endpoint.MESSAGES:
             standing, body["messages"] = _without_system(messages)
-            if text := "\n\n".join(([system] if system is not None else []) + standing):
-                body["system"] = text
+            if instructions := _instructions(([system] if system is not None else []) + standing):
+                body["system"] = instructions
         case Endpoint.EMBEDDINGS:
             if not isinstance(prompt, str):
                 raise InputError(
-                    "The prompt function of an embedding returned messages. Return the text, or the request's body "
-                    "as a dict whose `input` is a list of texts."
+                    "The prompt of an embedding is a list of messages. It is the text, or the request's body as a dict "
+                    "whose `input` is a list of texts."
                 )
             body["input"] = prompt
         case Endpoint.COMPLETIONS | Endpoint.MODERATIONS | Endpoint.IMAGES | Endpoint.IMAGE_EDITS | Endpoint.VIDEOS:
             raise InputError(
-                f"The prompt function returned {type(prompt).__name__}. At {endpoint} it returns the request's body "
-                "as a dict, as {'prompt': ...}; the model is filled in."
+                f"The prompt is of type {type(prompt).__name__}. At {endpoint} it is the request's body as a dict, as "
+                "{'prompt': ...}; the model is filled in."
             )
         case _:
             assert_never(endpoint)
@@ -159,7 +160,7 @@ def _settings(
             if idle := [name for name, value in given.items() if value is not None]:
                 raise ConfigurationError(
                     f"A request to {endpoint} has no place for {', '.join(idle)}. Leave them out, or put the "
-                    "endpoint's own fields into `options` or the body that the prompt function returns."
+                    "endpoint's own fields into `options`, or into a prompt that is the body."
                 )
             if endpoint is Endpoint.EMBEDDINGS:
                 # A third of the bytes of a list of decimal numbers.
@@ -170,29 +171,29 @@ def _settings(
 
 
 def _own_body(endpoint: Endpoint, body: Mapping[str, Any], *, model: str, system: str | None) -> dict[str, Any]:
-    """Return a body that a prompt function made, after looking for what it must not say."""
+    """Return a prompt that is a body, after looking for what it must not say."""
     own = dict(body)
     forbidden = _OURS | {"n"} if endpoint in _ONE_ANSWER else _OURS
     if taken := sorted(forbidden & own.keys()):
         raise InputError(
-            f"The body that the prompt function returned sets {', '.join(taken)}: the plan chooses the tier, and "
-            "answers are not streamed or multiplied. Leave them out."
+            f"The prompt is a body that sets {', '.join(taken)}: the plan chooses the tier, and answers are not "
+            "streamed or multiplied. Leave them out."
         )
     asked = _ASKED[endpoint]
     if not asked & own.keys():
         raise InputError(
-            f"The prompt function returned a dict without {' or '.join(map(repr, sorted(asked)))}. A dict is the body "
-            f"of a request to {endpoint}; return one message as a list that holds it."
+            f"The prompt is a dict without {' or '.join(map(repr, sorted(asked)))}. A dict is the body of a request to "
+            f"{endpoint}; one message goes as a list that holds it."
         )
     if own.get("model", model) != model:
         raise InputError(
-            "The body that the prompt function returned names another model than the step. A step asks one "
-            "model: leave `model` out, and filter and concat the rows of several models."
+            "The prompt is a body that names another model than the one that is asked. Leave `model` out of it; rows "
+            "for several models are filtered, and their answers concatenated."
         )
     if endpoint is Endpoint.CHAT_COMPLETIONS and system is not None:
         raise InputError(
-            "The prompt function returned a body with its own `messages`, so the step's `system` has no place. "
-            "Put it into the messages, or leave `system` out."
+            "The prompt is a body with its own `messages`, so `system` has no place. Put it into the messages, or "
+            "leave it out."
         )
     return own
 
@@ -262,38 +263,50 @@ class BodyEncoder:
         return [join((before, dumps(prompt), after)) for prompt in prompts]
 
 
-def _messages(prompt: object) -> list[dict[str, Any]]:
+def _messages(prompt: object, endpoint: Endpoint) -> list[dict[str, Any]]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise InputError(
-            f"The prompt function returned {type(prompt).__name__}. Return a str, a list of messages with `role` and "
+            f"The prompt is of type {type(prompt).__name__}. Give a str, a list of messages with `role` and "
             "`content`, or the request's body as a dict."
         )
     if not prompt:
-        raise InputError("The prompt function returned an empty list of messages. Return at least one.")
+        raise InputError("The prompt is an empty list of messages. Give at least one.")
     messages: list[dict[str, Any]] = []
     for position, message in enumerate(prompt):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise InputError(
-                f"Message {position} of the prompt is no mapping with `role` and `content`. Return each "
-                "message as {'role': ..., 'content': ...}."
+                f"Message {position} of the prompt is no mapping with `role` and `content`. Give each message as "
+                "{'role': ..., 'content': ...}."
             )
-        messages.append(dict(message))
+        messages.append({**message, "content": content_of(message, endpoint)})
     return messages
 
 
-def _without_system(messages: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
+def _instructions(standing: list[Any]) -> str | list[Any]:
+    """Return system messages as Anthropic takes them: one text, or blocks where one is made of blocks."""
+    if all(isinstance(content, str) for content in standing):
+        return "\n\n".join(standing)
+    # A block may carry `cache_control`, which a joined text would lose.
+    return [
+        block
+        for content in standing
+        for block in ([{"type": "text", "text": content}] if isinstance(content, str) else content)
+    ]
+
+
+def _without_system(messages: list[dict[str, Any]]) -> tuple[list[Any], list[dict[str, Any]]]:
     """Split off the leading system messages, which Anthropic takes as a field of its own."""
-    standing: list[str] = []
+    standing: list[Any] = []
     rest = messages
-    while rest and rest[0]["role"] in _SYSTEM_ROLES and isinstance(rest[0]["content"], str):
+    while rest and rest[0]["role"] in _SYSTEM_ROLES and isinstance(rest[0]["content"], str | list):
         standing.append(rest[0]["content"])
         rest = rest[1:]
     for message in rest:
         if message["role"] in _SYSTEM_ROLES:
             raise InputError(
-                "Anthropic takes system messages as text, ahead of all others. Move them to the front, or use `system`."
+                "Anthropic takes system messages ahead of all others. Move them to the front, or use `system`."
             )
     if not rest:
         raise InputError("The prompt holds system messages alone. Add a message with the role 'user'.")

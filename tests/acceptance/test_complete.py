@@ -153,9 +153,9 @@ def test_a_refusal_is_an_error_and_is_kept(world: World) -> None:
 
 
 def test_an_answer_that_is_cut_is_an_error(world: World) -> None:
-    """The reason names the bound; the next run asks again."""
+    """The reason names the bound, and what was written of it is paid for."""
     with pytest.raises(NoAnswer, match=r"\(length\)") as caught:
-        in_flow(world, max_output_tokens=16)
+        in_flow(world, [{"role": "user", "content": " ".join([PROMPT] * 9)}], max_output_tokens=16)
     assert pickle.loads(pickle.dumps(caught.value)).reason == "length"
     assert world.paid_by_ledger() == world.account().billed_usd > 0
 
@@ -170,7 +170,9 @@ def test_an_answer_that_does_not_fit_is_asked_again(world: World) -> None:
 
 def test_what_the_provider_rejects_says_what_to_correct(world: World) -> None:
     """The code and the parameter are named, and running again is not advised."""
-    with pytest.raises(NoAnswer, match=r"\(unknown_parameter: temperatur\).*correct the prompt or the options") as caught:
+    with pytest.raises(
+        NoAnswer, match=r"\(unknown_parameter: temperatur\).*correct the prompt or the options"
+    ) as caught:
         in_flow(world, options={"temperatur": 0})
     assert "Run the flow again" not in str(caught.value)
 
@@ -278,7 +280,7 @@ def test_prompts_that_cannot_be_asked(world: World, prompt: Any, words: str) -> 
         ({"tiers": []}, "allows no tier"),
         ({"tiers": ["cheap"]}, "no tier 'cheap'"),
         ({"reuse_for": 30}, "has no unit"),
-        ({"deadline": 30}, "deadline=30"),
+        ({"deadline": 30}, "deadline= takes a timedelta"),
         ({"model": ""}, "names no model"),
         ({"output": str}, "pydantic model"),
         ({"endpoint": "embeddings"}, "vectors"),

@@ -162,7 +162,7 @@ def test_rows_that_are_not_asked_leave_the_others_in_their_places() -> None:
     assert reasons[5] == "null in column 'text'"
     assert reasons[1].startswith("prompt_error: KeyError at line ")
     assert reasons[3] == "prompt_error: StopIteration"
-    assert "returned int" in reasons[4]
+    assert "of type int" in reasons[4]
     assert reasons[6] == "prompt_error: the prompt holds something that JSON cannot express"
     assert [reason for number, reason in enumerate(reasons) if number in {0, 7, 8, 9}] == [""] * 4
 
@@ -177,7 +177,7 @@ def test_a_raw_endpoint_takes_a_body(endpoint: Endpoint) -> None:
     bodies, _, fates = built(frame, lambda text: text, endpoint=endpoint)
     assert not bodies
     [reason] = fates.counts()
-    assert "returned str" in reason
+    assert "of type str" in reason
     assert "as a dict" in reason
 
 

@@ -1,11 +1,13 @@
 """Prompts into bodies."""
 
+import base64
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from prefect_llm_tiers.core.requests import Endpoint
+from prefect_llm_tiers.core.images import Image
+from prefect_llm_tiers.core.requests import Endpoint, canonical_json
 from prefect_llm_tiers.errors import ConfigurationError, InputError
 from prefect_llm_tiers.providers.bodies import LONG_ANSWER_TOKENS, build_body, long_answer_note
 from prefect_llm_tiers.providers.capabilities import Dialect
@@ -217,14 +219,10 @@ def test_what_an_endpoint_has_no_place_for_is_refused(endpoint: Endpoint, settin
     [
         [{"role": "system", "content": "alone"}],
         [{"role": "user", "content": "a"}, {"role": "system", "content": "late"}],
-        [
-            {"role": "system", "content": [{"type": "text", "text": "parts"}]},
-            {"role": "user", "content": "a"},
-        ],
     ],
 )
 def test_system_messages_that_anthropic_cannot_take_are_refused(prompt: list[dict[str, Any]]) -> None:
-    """A system message alone, in the middle or in parts is an error, and not silently dropped."""
+    """A system message alone or in the middle is an error, and not silently dropped."""
     with pytest.raises(InputError, match="system"):
         build_body(Endpoint.MESSAGES, prompt, model="m", max_output_tokens=5)
 
@@ -234,3 +232,112 @@ def test_a_very_long_answer_is_remarked_on() -> None:
     assert long_answer_note(Endpoint.MESSAGES, LONG_ANSWER_TOKENS) is None
     assert str(LONG_ANSWER_TOKENS + 1) in (long_answer_note(Endpoint.MESSAGES, LONG_ANSWER_TOKENS + 1) or "")
     assert long_answer_note(Endpoint.RESPONSES, 100_000) is None
+
+
+def test_system_messages_in_blocks_keep_them() -> None:
+    """A block that marks the end of what is cached stays a block, ahead of all else and in its place."""
+    cached = {"type": "text", "text": "The handbook.", "cache_control": {"type": "ephemeral"}}
+    prompt: list[dict[str, Any]] = [
+        {"role": "system", "content": [cached]},
+        {"role": "system", "content": "Be brief."},
+        USER,
+    ]
+    body = build_body(Endpoint.MESSAGES, prompt, model="m", max_output_tokens=5, system="You label.")
+    assert body["system"] == [{"type": "text", "text": "You label."}, cached, {"type": "text", "text": "Be brief."}]
+    assert body["messages"] == [USER]
+
+
+USER: dict[str, Any] = {"role": "user", "content": "a"}
+
+PNG = b"\x89PNG\r\n\x1a\n-and-the-rest"
+JPEG = b"\xff\xd8\xff-and-the-rest"
+ON_THE_WEB = "https://example.com/valve.png"
+AS_URL = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "parts"),
+    [
+        (
+            Endpoint.RESPONSES,
+            [
+                {"type": "input_text", "text": "What is wrong?"},
+                {"type": "input_image", "image_url": ON_THE_WEB, "detail": "low"},
+                {"type": "input_image", "image_url": AS_URL},
+                {"type": "input_text", "text": "Be brief."},
+            ],
+        ),
+        (
+            Endpoint.CHAT_COMPLETIONS,
+            [
+                {"type": "text", "text": "What is wrong?"},
+                {"type": "image_url", "image_url": {"url": ON_THE_WEB, "detail": "low"}},
+                {"type": "image_url", "image_url": {"url": AS_URL}},
+                {"type": "text", "text": "Be brief."},
+            ],
+        ),
+        (
+            Endpoint.MESSAGES,
+            [
+                {"type": "text", "text": "What is wrong?"},
+                {"type": "image", "source": {"type": "url", "url": ON_THE_WEB}},
+                {
+                    "type": "image",
+                    "source": {"type": "base64", "media_type": "image/png", "data": base64.b64encode(PNG).decode()},
+                },
+                {"type": "text", "text": "Be brief."},
+            ],
+        ),
+    ],
+)
+def test_images_go_in_their_places(endpoint: Endpoint, parts: list[dict[str, Any]]) -> None:
+    """By URL or by bytes, in the dialect's own shape, and in the order in which they were given."""
+    content = ["What is wrong?", Image(url=ON_THE_WEB, detail="low"), PNG, "Be brief."]
+    body = build_body(endpoint, [{"role": "user", "content": content}], model="m", max_output_tokens=5)
+    [said] = body["input" if endpoint is Endpoint.RESPONSES else "messages"]
+    assert said == {"role": "user", "content": parts}
+    again = build_body(endpoint, [{"role": "user", "content": list(content)}], model="m", max_output_tokens=5)
+    assert canonical_json(again) == canonical_json(body)
+
+
+def test_the_order_of_messages_is_kept() -> None:
+    """What many prompts begin with stays first, so that a provider's cache finds it."""
+    prompt: list[dict[str, Any]] = [
+        {"role": "system", "content": "The handbook."},
+        {"role": "user", "content": ["An example.", "And another."]},
+        {"role": "assistant", "content": ["Its answer."]},
+        {"role": "user", "content": "The question."},
+    ]
+    chat = build_body(Endpoint.CHAT_COMPLETIONS, prompt, model="m", system="You label.")
+    assert [message["role"] for message in chat["messages"]] == ["system", "system", "user", "assistant", "user"]
+    assert chat["messages"][0]["content"] == "You label."
+    responses = build_body(Endpoint.RESPONSES, prompt, model="m")
+    assert [part["type"] for message in responses["input"][1:3] for part in message["content"]] == [
+        "input_text",
+        "input_text",
+        "output_text",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [(PNG, "image/png"), (JPEG, "image/jpeg"), (b"GIF89a..", "image/gif"), (b"RIFF....WEBPVP8 ", "image/webp")],
+)
+def test_an_image_tells_its_kind(data: bytes, kind: str) -> None:
+    """The first bytes tell; what is said goes before."""
+    assert Image(data=data).kind() == kind
+    assert Image(data=data, media_type="image/x").kind() == "image/x"
+    assert "PNG" not in repr(Image(data=data))
+
+
+@pytest.mark.parametrize("fields", [{}, {"url": ON_THE_WEB, "data": PNG}, {"data": b"%PDF-1.7"}, {"data": b""}])
+def test_what_is_no_image_is_refused(fields: dict[str, Any]) -> None:
+    """Neither, both, or bytes of another kind are told at once."""
+    with pytest.raises(InputError, match="Image"):
+        Image(**fields)
+
+
+def test_a_part_of_another_type_is_refused() -> None:
+    """A number in a message's content is told by its place."""
+    with pytest.raises(InputError, match="Part 1 of a message's content is of type int"):
+        build_body(Endpoint.RESPONSES, [{"role": "user", "content": ["a", 7]}], model="m")
