@@ -76,9 +76,9 @@ def _check_failures(step: "LLMStep", prepared: Prepared, done: Done) -> None:
     allowed = step.options.max_failed
     if done.failed <= allowed:
         return
+    unasked = {reason: count for reason, count in prepared.fates.counts().items() if reason != UPSTREAM}
     reasons = Counter(done.reasons)
-    reasons.update(prepared.fates.counts())
-    reasons.pop(UPSTREAM, None)
+    reasons.update(unasked)
     first = prepared.fates.first_rows
     told = ", ".join(
         f"{count:,} {reason}" + (f", first in row {first[reason]:,}" if reason in first else "")
@@ -86,8 +86,25 @@ def _check_failures(step: "LLMStep", prepared: Prepared, done: Done) -> None:
     )
     msg = (
         f"{done.failed:,} of {prepared.job.rows:,} rows of step {step.name!r} failed ({told}); max_failed={allowed} "
-        "allows fewer. Every answer that came back is kept. Run the flow again to ask the failed rows again; what the "
-        "provider rejects or the prompt function raises fails the same way until it is corrected. Or raise max_failed "
-        "to go on without them."
+        f"allows fewer. Every answer that came back is kept. {_advice(reasons, lasting={*done.permanent, *unasked})} "
+        "Or raise max_failed to go on without them."
     )
     raise RowsFailed(msg, failed=done.failed, total=prepared.job.rows, reasons=reasons)
+
+
+def _advice(reasons: Counter[str], *, lasting: set[str]) -> str:
+    """Return what to do about rows that failed; `lasting` reasons would only be met again."""
+    again = "Run the flow again to ask the failed rows again"
+    met_again = [reason for reason, _ in reasons.most_common() if reason in lasting]
+    if not met_again:
+        return f"{again}."
+    if len(met_again) == len(reasons):
+        return (
+            "Asking the same again gives the same: correct the prompt, the rows, the options or the model first, as "
+            "the reason says."
+        )
+    named = ", ".join(met_again[:_MOST_NAMED])
+    return f"{again}; those that failed for {named} fail the same way until what the reason names is corrected."
+
+
+_MOST_NAMED = 3

@@ -75,6 +75,8 @@ _OPENAI_BATCH = BatchLimits(
     cancel=timedelta(minutes=10),
     reports_progress=True,
 )
+# Its guide says 200 MB and its reference 100.
+_GROQ_BATCH = msgspec.structs.replace(_OPENAI_BATCH, bytes=100_000_000)
 _EMBEDDINGS_BATCH = msgspec.structs.replace(_OPENAI_BATCH, inputs=50_000)
 # The counts stay at zero until the whole batch ends. How long a cancel takes is not documented.
 _ANTHROPIC_BATCH = BatchLimits(
@@ -186,7 +188,7 @@ CAPABILITIES: tuple[Offer, ...] = (
         endpoints=_CHAT,
         models=("*",),
         tiers=_NO_PRIORITY,
-        batch=_OPENAI_BATCH,
+        batch=_GROQ_BATCH,
         names={Tier.STANDARD: "on_demand", Tier.FLEX: "flex"},
         ratios={Tier.FLEX: Decimal(1), Tier.BATCH: _HALF},
     ),
@@ -210,12 +212,19 @@ CAPABILITIES: tuple[Offer, ...] = (
     ),
     Offer(
         services=(DEEPINFRA.name,),
-        endpoints=_CHAT | _EMBEDDINGS,
+        endpoints=_CHAT,
         models=("*",),
         tiers=_BASE,
-        batch=_EMBEDDINGS_BATCH,
+        batch=_OPENAI_BATCH,
         ratios={Tier.BATCH: Decimal("0.8")},
         unproven=frozenset({Tier.PRIORITY}),
+    ),
+    Offer(
+        services=(DEEPINFRA.name,),
+        endpoints=_EMBEDDINGS,
+        models=("*",),
+        tiers=_STANDARD,
+        unproven=frozenset({Tier.BATCH}),
     ),
     Offer(
         services=(VLLM.name, GATEWAY.name),

@@ -201,6 +201,42 @@ def test_a_prompt_function_that_raises(world: World, docs: Docs, caplog: pytest.
     assert world.account().asked == 3
 
 
+@pytest.mark.parametrize(
+    ("changes", "world_changes", "reason", "advice", "not_said"),
+    [
+        (
+            {"options": {"temperatur": 0}},
+            {},
+            "unknown_parameter: temperatur",
+            "Asking the same again gives the same",
+            "Run the flow again",
+        ),
+        (
+            {"output": Label, "max_attempts": 1},
+            {"unparsable_rate": 1.0},
+            "unparsable",
+            "Run the flow again to ask the failed rows again",
+            "gives the same",
+        ),
+    ],
+)
+def test_the_advice_fits_the_reason(
+    world: World,
+    docs: Docs,
+    changes: dict[str, Any],
+    world_changes: dict[str, Any],
+    reason: str,
+    advice: str,
+    not_said: str,
+) -> None:
+    """What the provider rejects is to be corrected, and what came back of no use may be asked again."""
+    world.shaped(WorldSettings(**world_changes))
+    step = llm_step(**world.options(tiers=["standard"], **changes), column="summary")(lambda body: body)
+    with pytest.raises(RowsFailed, match=f"{reason}.*{advice}") as caught:
+        run(step, docs(2))
+    assert not_said not in str(caught.value)
+
+
 @pytest.mark.parametrize("prompt", [7, [], [{"role": "user"}], {"text"}])
 def test_a_prompt_that_is_none(world: World, docs: Docs, prompt: object) -> None:
     """What is neither text nor messages fails its row, with what to return instead."""

@@ -128,3 +128,12 @@ def test_what_an_embedding_cannot_be_told(world: World, docs: Docs) -> None:
     """Instructions have no place in an embedding: that is said where the step is declared."""
     with pytest.raises(ConfigurationError, match="no use for system="):
         llm_step(**embedding(world, system="Be brief."))
+
+
+def test_moderations_are_planned_as_free(world: World, docs: Docs) -> None:
+    """Nobody bills them, so the plan says that nothing is to be paid, and not that no price is known."""
+    made = options(world, endpoint="moderations", model="omni-moderation-latest", column="said")
+    plan = llm_step(**made)(lambda body: {"input": body}).plan(docs(3))
+    assert not plan.unpriced
+    assert "unpriced" not in str(plan)
+    assert plan.cost_usd == plan.list_usd == 0
