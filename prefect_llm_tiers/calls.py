@@ -18,7 +18,6 @@ def triage(report: str) -> Label:
 ```
 """
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -30,6 +29,7 @@ from prefect.futures import PrefectFuture, PrefectFutureList
 from pydantic import BaseModel
 
 from prefect_llm_tiers.blocks import LedgerDatabase, ProviderBlock
+from prefect_llm_tiers.carrying.beside import in_a_thread
 from prefect_llm_tiers.carrying.completing import complete_one
 from prefect_llm_tiers.carrying.identity import next_run_key, run_scope
 from prefect_llm_tiers.carrying.prompts import Prompt, held, released
@@ -144,7 +144,7 @@ class Complete(Task[..., Any]):
     async def acall(self, prompt: Prompt, *, return_state: bool = False, wait_for: Any = None, **asking: Any) -> Any:
         """Do what calling does, without holding the event loop of an async flow."""
         run, asked = cast("Any", super().__call__), self._asked(**asking)
-        return await asyncio.to_thread(run, held(prompt), asked, return_state=return_state, wait_for=wait_for)
+        return await in_a_thread(lambda: run(held(prompt), asked, return_state=return_state, wait_for=wait_for))
 
     def submit(  # type: ignore[override]
         self, prompt: "Prompt | PrefectFuture[Any]", *, return_state: bool = False, wait_for: Any = None, **asking: Any

@@ -24,6 +24,9 @@ ANSWER_WITHIN_S = 5.0
 MARKS_WITHIN_S = 60.0
 """For the question at the start of a step: Prefect's client tries again, with growing pauses, in this time."""
 
+_PAGE = 200
+"""As many artifacts as Prefect's API gives at a time."""
+
 _CANCELLED = (StateType.CANCELLING, StateType.CANCELLED)
 
 
@@ -73,9 +76,14 @@ def marks_of(flow_run_id: str, key: str) -> list[dict[str, str]]:
         wanted = ArtifactFilter(
             flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(flow_run_id)]), key=ArtifactFilterKey(any_=[key])
         )
+        marks: list[dict[str, str]] = []
         with get_client(sync_client=True) as client:
-            found = client.read_artifacts(artifact_filter=wanted)
-        return [artifact.metadata_ or {} for artifact in found]
+            # A run may make a call for each of many prompts, each with a mark of its own.
+            while page := client.read_artifacts(artifact_filter=wanted, limit=_PAGE, offset=len(marks)):
+                marks += [artifact.metadata_ or {} for artifact in page]
+                if len(page) < _PAGE:
+                    break
+        return marks
 
     return _within(MARKS_WITHIN_S, look)
 

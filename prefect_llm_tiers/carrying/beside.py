@@ -9,14 +9,16 @@ cancelled are the batches cancelled: every other one may be started again, and a
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from typing import TypeVar
 
 from prefect_llm_tiers.carrying.api import CancelledRun, TerminationSignal, is_being_cancelled
 
-__all__ = ["Stop", "run_beside"]
+__all__ = ["Stop", "in_a_thread", "run_beside"]
 
 T = TypeVar("T")
 
@@ -107,6 +109,31 @@ def run_beside(work: Callable[[Stop], T], *, flow_run_id: str | None, keep: bool
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+async def in_a_thread(work: Callable[[], T]) -> T:
+    """Return or raise what `work` does, in a thread of its own and in this context.
+
+    The loop's own pool has a handful of threads, and calls that wait for an answer would wait for one another.
+    """
+    loop, context = asyncio.get_running_loop(), copy_context()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(outcome: Callable[[], None]) -> None:
+        # Where the loop has ended, nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: None if future.done() else outcome())
+
+    def run() -> None:
+        try:
+            value = context.run(work)
+        except BaseException as error:  # noqa: BLE001 (raised again where it is awaited)
+            tell(partial(future.set_exception, error))
+        else:
+            tell(partial(future.set_result, value))
+
+    threading.Thread(target=run, name="llm-call", daemon=True).start()
+    return await future
 
 
 def _await_end(ended: threading.Event) -> BaseException | None:

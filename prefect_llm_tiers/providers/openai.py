@@ -78,24 +78,32 @@ class OpenAIProvider:
         return capabilities_of(self._service.name, model, endpoint)
 
     async def identify(self, model: str) -> str:
-        reply = await self._look_up(model)
-        parts = (reply.headers.get("openai-organization"), reply.headers.get("openai-project"))
+        headers = await self._look_up(model)
+        parts = (headers.get("openai-organization"), headers.get("openai-project"))
         named = "/".join(part for part in parts if part)
         return self._account or named or f"host:{self._wire.host}"
 
-    async def _look_up(self, model: str) -> httpx2.Response:
-        """Return a reply about a model; of a host that has no page for each, its list, if that names the model."""
+    async def _look_up(self, model: str) -> Mapping[str, str]:
+        """Return the headers of a reply about a model; of a host without a page for each, of its list of models.
+
+        Where there is no list either, nobody can say before the first call.
+        """
         try:
-            return await self._wire.look_up(model, "/models/")
+            return (await self._wire.look_up(model, "/models/")).headers
         except UnknownModel:
             if self._service.models == "page" or not model.strip():
                 raise
-        reply = await self._wire.get("/models")
+        try:
+            reply = await self._wire.get("/models")
+        except CallFailed as failed:
+            if failed.meaning.kind != "rejected":
+                raise
+            return {}
         if self._service.models == "list":
             listed = self._wire.decoded(reply, _MODELS)
             if all(one.id != model for one in listed.data):
                 raise self._wire.unknown_model(model)
-        return reply
+        return reply.headers
 
     async def call(self, request: Request, *, endpoint: Endpoint, tier: Tier, timeout_s: float) -> Outcome:
         model = model_of(request.body)

@@ -20,6 +20,7 @@ from prefect_llm_tiers import (
     InputChanged,
     InputError,
     NoAnswer,
+    QuotaExhausted,
     complete,
     llm_step,
 )
@@ -228,6 +229,26 @@ def test_it_is_a_task(world: World) -> None:
     assert "page 4" in awaited
     assert [f"page {page}" in text for page, text in enumerate(many)] == [True] * 3
     assert world.account().asked == 5
+
+
+def test_the_same_prompt_at_the_same_time_is_asked_once(world: World) -> None:
+    """Whoever comes second waits for the call that is out, and all have its answer."""
+
+    @flow
+    def asks() -> list[str]:
+        texts: list[str] = complete.map([PROMPT] * 4, **world.options(tiers=["standard"])).result()
+        return texts
+
+    assert len(set(asks())) == 1
+    assert world.account().asked == 1
+
+
+def test_an_exhausted_quota_stops_at_once(world: World) -> None:
+    """Nothing more is asked until somebody pays, and the error says so."""
+    world.shaped(WorldSettings(faults=Faults(live_quota=1.0)))
+    with pytest.raises(QuotaExhausted, match="no credit left"):
+        in_flow(world)
+    assert world.account().asked == 1
 
 
 def test_in_an_async_flow(world: World) -> None:

@@ -373,6 +373,13 @@ def test_a_model_is_found_in_the_list_of_a_host_without_pages() -> None:
         looked_up(lists_alone, "org/llama", service="openai")
 
 
+def test_a_host_without_a_list_is_asked_all_the_same() -> None:
+    """Where nobody can say beforehand, the first call tells."""
+    assert looked_up(lambda _path: (404, {}, b"Not Found"), "org/llama").startswith("host:")
+    with pytest.raises(CallFailed):
+        looked_up(lambda path: (503, {}, b"") if path == "/v1/models" else (404, {}, b""), "org/llama")
+
+
 def test_a_deployment_is_not_looked_for_in_a_list_of_models() -> None:
     """Azure's list holds what could be deployed, under names of its own."""
     assert looked_up(lists_alone, "our-deployment", service="azure").startswith("host:")
