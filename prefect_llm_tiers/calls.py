@@ -92,7 +92,8 @@ class Complete(Task[..., Any]):
             expected_output_tokens: What the answer is expected to take, for the plan.
             options: Further fields of the provider's request, as `{"temperature": 0}`.
             tiers: Tiers that may be used, as `["flex", "standard"]`; by default every live tier that is offered.
-            deadline: When the answer must be there: a span from now, an aware instant, or `by(...)`.
+            deadline: When the answer must be there: a span from now, an aware instant, or `by(...)`. Without one, flex
+                is given 15 minutes, and the next allowed tier the rest.
             on_time: Chance of being on time that is asked for.
             infeasible: What to do where no tier can meet the deadline: `raise`, or `best_effort`.
             on_miss: What to do when the deadline is missed: `finish`, or `raise`.

@@ -12,6 +12,7 @@ from prefect_llm_tiers.carrying.submitting import Asked
 from prefect_llm_tiers.carrying.waiting import wait_until_done
 from prefect_llm_tiers.core.requests import Endpoint, request_keys
 from prefect_llm_tiers.core.runs import Answer, RequestState, step_run_id
+from prefect_llm_tiers.core.tiers import Tier
 from prefect_llm_tiers.due import resolved_due
 from prefect_llm_tiers.engine.job import Job
 from prefect_llm_tiers.engine.offered import still_offered
@@ -21,7 +22,10 @@ from prefect_llm_tiers.engine.spool import Spool
 from prefect_llm_tiers.errors import AnswerRefused, ConfigurationError, InputError, NoAnswer
 from prefect_llm_tiers.options import StepOptions, Terms, terms_of
 
-__all__ = ["complete_one"]
+__all__ = ["FLEX_PATIENCE", "complete_one"]
+
+FLEX_PATIENCE = timedelta(minutes=15)
+"""How long a call without a deadline waits for flex before it goes to the next tier; as long as one call may take."""
 
 
 def complete_one(prompt: Any, asked: Asked) -> Any:
@@ -103,7 +107,8 @@ def _body(prompt: Any, options: StepOptions, terms: Terms) -> bytes:
 def _job(asked: Asked, terms: Terms, spool: Spool, opened: Opened, *, accept: Any) -> Job:
     options, clock = asked.options, opened.ports.clock
     scope = asked.scope or process_owner()
-    deadline = options.deadline
+    patient = _waits_for_flex(options, terms)
+    deadline = FLEX_PATIENCE if patient else options.deadline
     return Job(
         id=step_run_id(scope, asked.step, asked.run_key),
         flow_run_id=scope,
@@ -120,7 +125,7 @@ def _job(asked: Asked, terms: Terms, spool: Spool, opened: Opened, *, accept: An
         # A span counts from now: the moment the call begins.
         deadline=clock.now() + deadline if isinstance(deadline, timedelta) else resolved_due(deadline, clock),
         on_time=options.on_time,
-        infeasible=options.infeasible,
+        infeasible="best_effort" if patient else options.infeasible,
         on_miss=options.on_miss,
         on_input_change=options.on_input_change,
         max_attempts=options.max_attempts,
@@ -131,6 +136,12 @@ def _job(asked: Asked, terms: Terms, spool: Spool, opened: Opened, *, accept: An
         enqueued_tokens=terms.block.most_enqueued,
         accept=accept,
     )
+
+
+def _waits_for_flex(options: StepOptions, terms: Terms) -> bool:
+    """Return whether a call without a deadline could wait for flex for ever, though another tier is allowed too."""
+    unbounded = options.deadline is None and options.on_miss == "finish"
+    return unbounded and Tier.FLEX in terms.tiers and Tier.BATCH not in terms.tiers and len(terms.tiers) > 1
 
 
 def _checked(answer: Answer | None, done: Done, step: str) -> Answer | None:

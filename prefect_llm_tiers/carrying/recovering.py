@@ -33,7 +33,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         batch: Its number in the ledger.
         step: The step it was made for.
-        provider: Dialect.
+        provider: Which one, as `openai` or `groq`.
         account: Organisation and project that own it.
         before: Its state before the look.
         after: Its state now.

@@ -156,7 +156,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         version: Counts its changes; a guarded update names the version it was decided on.
         state: See `BatchState`.
         step_run_id: The step run that packed it; others may be attached.
-        provider: Which provider dialect carries it, as `openai`.
+        provider: Which provider carries it, as `openai` or `groq`.
         account: Organisation and project that own it.
         model: The model all its rows ask.
         endpoint: The path all its rows go to.

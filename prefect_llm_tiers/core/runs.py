@@ -68,7 +68,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
         key_digest: SHA-256 over the keys in row order.
         requests: Number of distinct keys.
         rows: Number of rows.
-        provider: Which provider dialect answers, as `openai`.
+        provider: Which provider answers, as `openai` or `groq`.
         account: Organisation and project that own what is asked.
         deadline: Aware instant by which every row must be settled; None without one.
         entered_at: Now, on the run's clock.

@@ -89,6 +89,15 @@ def test_flex_then_standard(world: World, outages: FlexOutages | None, tier: Tie
     assert world.paid_by_ledger() == world.account().billed_usd
 
 
+def test_without_a_deadline_flex_is_not_waited_for_for_ever(world: World) -> None:
+    """Where there is no capacity and another tier is allowed, that one is asked, within a quarter of an hour or so."""
+    provider = world.shaped(WorldSettings(flex_outages=NO_FLEX_NOW)).provider()
+    began = world.account().at
+    assert "page 4" in in_flow(world, provider=provider, tiers=["flex", "standard"])
+    assert answered(world) == {Tier.STANDARD: 1}
+    assert timedelta(0) < world.account().at - began < timedelta(minutes=20)
+
+
 def test_a_tier_alone(world: World) -> None:
     """One tier is asked in and no other; batch is one of them."""
     assert in_flow(world, PROMPT, tiers=["priority"])
