@@ -36,6 +36,7 @@ from prefect_llm_tiers.carrying.prompts import Prompt, held, released
 from prefect_llm_tiers.carrying.submitting import Asked
 from prefect_llm_tiers.core.tiers import LIVE_TIERS, Tier
 from prefect_llm_tiers.due import By
+from prefect_llm_tiers.errors import InputError
 from prefect_llm_tiers.options import StepOptions
 
 __all__ = ["Complete", "complete"]
@@ -157,7 +158,7 @@ class Complete(Task[..., Any]):
 
     def map(  # type: ignore[override]
         self,
-        prompts: "Iterable[Prompt] | PrefectFuture[Iterable[Prompt]]",
+        prompts: "Iterable[Prompt | PrefectFuture[Any]] | PrefectFuture[Iterable[Prompt]]",
         *,
         return_state: bool = False,
         wait_for: Any = None,
@@ -166,7 +167,13 @@ class Complete(Task[..., Any]):
         """Submit each of several prompts, all asked alike; return a future of each, in order.
 
         Each is a task run of its own: for thousands of prompts use a step.
+
+        Raises:
+            InputError: It is a single prompt.
         """
+        if isinstance(prompts, str | Mapping):
+            msg = f"{self.name}.map takes several prompts, not {type(prompts).__name__}. Put a single one into a list."
+            raise InputError(msg)
         given = asking.pop("run_key", None)
         listed = list(prompts.result() if isinstance(prompts, PrefectFuture) else prompts)
         asked = [

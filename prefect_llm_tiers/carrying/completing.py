@@ -45,7 +45,7 @@ def complete_one(prompt: Any, asked: Asked) -> Any:
     parser = Parser(options.output) if options.output is not None else None
     body = _body(prompt, options, terms)
 
-    async def completed(opened: Opened) -> Answer | None:
+    async def completed(opened: Opened) -> str:
         key = request_keys([body], account=opened.account, endpoint=terms.endpoint)
         with Spool() as spool:
             spool.extend(key, [body])
@@ -62,9 +62,10 @@ def complete_one(prompt: Any, asked: Asked) -> Any:
                     # Also where the call ends with an error: what was paid by then is told.
                     if (report := report_of(ports.ledger, job.id)) is not None:
                         watcher.finished(report, unasked={})
-            return _checked(ports.ledger.answers([key.decode()], step_run_id=job.id)[0], done, asked.step)
+            [answer] = ports.ledger.answers([key.decode()], step_run_id=job.id)
+            return _text_of(answer, done, asked.step)
 
-    answer = run_opened(
+    text = run_opened(
         completed,
         block=terms.block,
         ledger=load_ledger(options.ledger),
@@ -75,8 +76,13 @@ def complete_one(prompt: Any, asked: Asked) -> Any:
         keep_batches=options.keep_batches,
         watcher=CallWatcher,
     )
-    text = answer.text if answer is not None and answer.text is not None else ""
-    return parser.parse(text)[0] if parser is not None else text
+    if parser is None:
+        return text
+    instance, reason = parser.parse(text)
+    if reason is not None:
+        # The model takes another view of a text than it took a moment ago.
+        raise _no_answer(asked.step, reason)
+    return instance
 
 
 def _anything(_: str) -> None:
@@ -144,10 +150,10 @@ def _waits_for_flex(options: StepOptions, terms: Terms) -> bool:
     return unbounded and Tier.FLEX in terms.tiers and Tier.BATCH not in terms.tiers and len(terms.tiers) > 1
 
 
-def _checked(answer: Answer | None, done: Done, step: str) -> Answer | None:
-    """Return an answer that can be used, and raise what came in its place; in no case a word of what was said."""
+def _text_of(answer: Answer | None, done: Done, step: str) -> str:
+    """Return the text of an answer, or raise what came in its place without a word of what was said."""
     if answer is not None and answer.state is RequestState.ANSWERED:
-        return answer
+        return answer.text or ""
     reason = (answer.reason if answer is not None else None) or next(iter(done.reasons), "unknown")
     if answer is not None and answer.state is RequestState.REFUSED:
         msg = (
@@ -155,9 +161,12 @@ def _checked(answer: Answer | None, done: Done, step: str) -> Answer | None:
             "same. Ask in other words."
         )
         raise AnswerRefused(msg, reason)
-    if reason in done.permanent:
+    raise _no_answer(step, reason, lasting=reason in done.permanent)
+
+
+def _no_answer(step: str, reason: str, *, lasting: bool = False) -> NoAnswer:
+    if lasting:
         advice = "The provider says the same to the same request: correct the prompt or the options."
     else:
         advice = "What was paid for is in the ledger. Run the flow again to ask once more."
-    msg = f"{step}: no answer came that can be used ({reason}). {advice}"
-    raise NoAnswer(msg, reason)
+    return NoAnswer(f"{step}: no answer came that can be used ({reason}). {advice}", reason)

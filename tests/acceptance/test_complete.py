@@ -229,8 +229,10 @@ def test_it_is_a_task(world: World) -> None:
         one: Any = tagged.submit(PROMPT, **options)
         many: Any = complete.map([f"Summarize page {page}: a valve." for page in range(3)], **options)
         awaited: Any = complete.submit(written.submit(), **options)
+        of_futures: Any = complete.map([written.submit(), written.submit()], **options)
         state = complete(PROMPT, **options, return_state=True, wait_for=[one])
         assert isinstance(state, State)
+        assert of_futures.result() == [awaited.result()] * 2
         return [one.result(), state.result(), awaited.result(), *many.result()]
 
     one, again, awaited, *many = beside()
@@ -279,6 +281,12 @@ def test_in_an_async_flow(world: World) -> None:
 def test_outside_of_a_flow(world: World) -> None:
     """A task may be called without one."""
     assert "page 4" in complete(PROMPT, **world.options())
+
+
+def test_a_single_prompt_cannot_be_mapped_over(world: World) -> None:
+    """A text would be taken for its letters."""
+    with pytest.raises(InputError, match="Put a single one into a list"):
+        complete.map(PROMPT, **world.options())
 
 
 def test_it_travels_to_another_process() -> None:
