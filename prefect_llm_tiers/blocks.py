@@ -637,9 +637,12 @@ def _load(name: str) -> Block | None:
 
 
 def _unreadable(name: str, error: Exception) -> str:
-    # The field errors stand in the cause; their texts may repeat a secret, so only the places are told.
-    cause = error.__cause__
-    errors = getattr(cause, "errors", None)
-    fields = ", ".join(sorted({".".join(map(str, item["loc"])) for item in errors()})) if callable(errors) else ""
+    # The field errors stand in the cause; their texts may repeat a secret, so only the places are told, and of an
+    # address what is wrong with it, which is said in words of our own.
+    errors = getattr(error.__cause__, "errors", None)
+    faults = errors(include_url=False, include_input=False) if callable(errors) else []
+    fields = ", ".join(sorted({".".join(map(str, fault["loc"])) for fault in faults}))
     where = f": check {fields}" if fields else ""
-    return f"Block {name!r} cannot be read{where}. Open it in the Blocks page, correct it and save it again."
+    told = " ".join(fault["msg"].removeprefix("Value error, ") for fault in faults if fault["loc"] == ("base_url",))
+    said = f" {told}" if told else ""
+    return f"Block {name!r} cannot be read{where}.{said} Open it in the Blocks page, correct it and save it again."

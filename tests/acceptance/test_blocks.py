@@ -65,6 +65,18 @@ def test_a_stored_block_that_cannot_be_read() -> None:
         load_provider("spoiled")
 
 
+def test_a_stored_address_that_is_not_encrypted_is_not_used() -> None:
+    """The Blocks page takes any text; the key is not sent there all the same, and the error says why."""
+    block = OpenAIProvider(api_key=SecretStr("sk-stored"))
+    block.base_url = "http://llm.example.com/v1"
+    block.save("in-clear")
+    with pytest.raises(
+        ConfigurationError, match=r"check base_url\. .*send the key in the clear.*Blocks page"
+    ) as caught:
+        load_provider("in-clear")
+    assert "sk-stored" not in str(caught.value)
+
+
 def test_a_ledger_in_a_block(world: World) -> None:
     """A step keeps its answers in the ledger of its block; the same file by path is the same ledger."""
     options = world.options(ledger=LedgerDatabase(url=SecretStr(world.ledger)), column="said")
