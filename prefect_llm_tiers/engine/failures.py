@@ -34,7 +34,7 @@ def error_of(meaning: FailureMeaning, *, doing: str) -> LLMTiersError:
                 "requests_per_minute on the block.",
                 meaning.retry_after_s,
             )
-        case "rejected" | "auth" | "tier_unsupported":
+        case "rejected" | "policy" | "auth" | "tier_unsupported":
             return RequestRejected(
                 f"{fact} It will not accept this. Check the block and the step's model and endpoint."
             )

@@ -259,13 +259,16 @@ def test_a_saved_block_is_found_by_its_name(world: World) -> None:
 )
 def test_prompts_that_cannot_be_asked(world: World, prompts: Any, words: str) -> None:
     """A prompt that makes no request is named by its number, before anything is sent."""
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=words) as caught:
         submit_batch(prompts, **asking(world))
+    assert "prompt function" not in str(caught.value)
     assert world.account().files_uploaded == 0
 
 
 def test_an_option_that_there_is_not(world: World) -> None:
     """The plain pieces take what they say and no more; a model without a batch tier is refused."""
+    with pytest.raises(ConfigurationError, match=r"reuse_for=30 has no unit.*timedelta\(days=30\)"):
+        submit_batch(PROMPTS, **asking(world, reuse_for=30))
     with pytest.raises(TypeError, match="deadline"):
         submit_batch(PROMPTS, **asking(world), deadline=timedelta(hours=1))  # type: ignore[call-arg]
 

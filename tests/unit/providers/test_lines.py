@@ -233,6 +233,21 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
             "content_policy_violation",
             Billing.UNBILLED,
         ),
+        # A policy without a code of its own, and an organization that is not verified: of this row alone.
+        (
+            openai_text(
+                400, {"error": {"code": "400", "message": "The prompt triggered the content management policy."}}
+            ),
+            OutcomeKind.REFUSAL,
+            "content_filter",
+            Billing.UNBILLED,
+        ),
+        (
+            openai_text(403, {"error": {"message": "Your organization must be verified to use the model `o3`."}}),
+            OutcomeKind.FAILURE,
+            "organization_unverified",
+            Billing.UNBILLED,
+        ),
         (openai_text(200, "text"), OutcomeKind.RETRY, "unreadable_reply", Billing.UNKNOWN),
         (openai_text(200, {}), OutcomeKind.RETRY, "unreadable_reply", Billing.UNKNOWN),
         (
@@ -284,6 +299,15 @@ def test_each_openai_line_has_its_outcome(line: bytes, kind: OutcomeKind, reason
             anthropic_text(type="errored", error={"type": "error", "error": {"type": "api_error"}}),
             OutcomeKind.RETRY,
             "api_error",
+            Billing.UNBILLED,
+        ),
+        (
+            anthropic_text(
+                type="errored",
+                error={"type": "invalid_request_error", "message": "Output blocked by content filtering policy"},
+            ),
+            OutcomeKind.REFUSAL,
+            "content_filter",
             Billing.UNBILLED,
         ),
         (anthropic_text(type="errored", error=None), OutcomeKind.RETRY, "errored", Billing.UNBILLED),
