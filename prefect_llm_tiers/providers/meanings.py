@@ -230,8 +230,8 @@ def meaning_of(status: int, headers: Mapping[str, str], body: bytes) -> FailureM
             # A bare 5xx comes from something in between, which cannot know what the provider did.
             maybe_billed = True
         reason = named or rule.reason or f"http_{status}"
-        if rule.kind == "rejected" and named:
-            reason = _with_parameter(named, said.param)
+        if rule.kind == "rejected" and rule.reason != MODEL_NOT_FOUND:
+            reason = _with_parameter(reason, said.param)
         return FailureMeaning(
             kind=rule.kind,
             reason=reason,

@@ -242,6 +242,12 @@ def test_a_rejection_names_the_parameter_if_that_is_a_name(param: Any, reason: s
     assert meaning_of(400, {}, body).reason == reason
 
 
+def test_a_rejection_without_a_code_names_the_parameter_too() -> None:
+    """FastAPI's validation has no code, and tells where in the body it is."""
+    body = orjson.dumps({"detail": [{"type": "less_than", "loc": ["body", "temperature"], "msg": "Input ..."}]})
+    assert meaning_of(422, {}, body).reason == "http_422: temperature"
+
+
 def test_a_policy_and_a_missing_model_are_known_by_their_code_alone() -> None:
     """What is compared with a code is left as one."""
     policy = orjson.dumps({"error": {"code": "invalid_prompt", "param": "input"}})
