@@ -25,7 +25,7 @@ from prefect_llm_tiers.planning.plan import Plan
 from prefect_llm_tiers.planning.priors import prior_batch
 from prefect_llm_tiers.planning.problem import Problem
 
-__all__ = ["prior_off", "run"]
+__all__ = ["JUDGED_OVER", "SCENARIOS", "TEAMS", "prior_off", "run"]
 
 FACTORS = (1 / 6, 6.0)
 LEARNED_FROM = 8

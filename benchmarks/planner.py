@@ -10,6 +10,8 @@ an earlier exploration over 240 other seeds, with the difference in standard err
 - `share_of_saving`: what it saves against all-standard, as a share of what the bound saves, on average.
 - `worst_misses`: misses of the scenario that has most, in `seeds` runs; `worst_misses_stressed`: the same with a
   night that is slow for all batches and flex, with progress that bends, and with standard twice as slow as believed.
+- `prior_off_misses`, `prior_off_extra_cost`: what a prior of batches six times off still costs on the ninth night,
+  after the planner has learned from eight, over what the truth costs; see `benchmarks.learning`.
 - `value_...`: the same of the candidate `_scenario_candidate`, which weighs every wait against what the time is worth.
   It takes a hundred times as long, so that it is stressed over a tenth of the seeds.
 """
@@ -33,6 +35,8 @@ from benchmarks._scenario_rules import RULES
 from benchmarks._scenario_values import Values
 from benchmarks._scenario_world import Policy, play
 from benchmarks._scenarios import Luck, Scenario, load, luck_of
+from benchmarks.learning import JUDGED_OVER, SCENARIOS, TEAMS, prior_off
+from prefect_llm_tiers.backtesting.scenarios import read_scenarios
 
 __all__ = ["run"]
 
@@ -103,7 +107,8 @@ def run(seeds: int | None = None) -> dict[str, float]:
     metrics = {"seeds": float(seeds), "worst_deviation": _deviation(outcomes)}
     metrics |= _summary(outcomes, PLANNER, "", seeds)
     metrics |= _summary(outcomes, CANDIDATE, "value_", seeds)
-    return metrics
+    learned = prior_off(list(read_scenarios([SCENARIOS])), teams=min(TEAMS, seeds), nights=min(JUDGED_OVER, seeds))
+    return metrics | {name: value for name, value in learned.items() if name.startswith("prior_off")}
 
 
 def _measure(scenario: Scenario, seeds: int) -> Outcome:

@@ -1,4 +1,4 @@
-"""Scenario files: chains with the laws of their world, as plain data. The form is told in `docs/backtest.md`.
+"""Scenario files: chains with the laws of their world, as plain data. The form is told in `docs/scenarios.md`.
 
 Times are minutes, and costs shares of what the chain costs if every request runs on the standard tier.
 """
@@ -197,5 +197,5 @@ def read_scenarios(paths: Sequence[Path]) -> Iterator[Scenario]:
             msg = f"{path} cannot be read ({error.strerror}). Give the path of a file of scenarios."
             raise ConfigurationError(msg) from error
         except msgspec.MsgspecError as error:
-            msg = f"{path} holds no list of scenarios ({error}). Their form is told in docs/backtest.md."
+            msg = f"{path} holds no list of scenarios ({error}). Their form is told in docs/scenarios.md."
             raise ConfigurationError(msg) from error
