@@ -3,6 +3,7 @@
 import _thread
 import asyncio
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -31,6 +32,15 @@ def test_it_may_be_called_where_a_loop_runs() -> None:
     assert asyncio.run(outer()) == 3
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt, also where whoever started the tests ignores it, as a shell does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_the_work_and_waits_for_its_end() -> None:
     """An interrupt ends the work's loop, which is given the time to clean up, and asks it to keep its batches."""
     told: list[str] = []
